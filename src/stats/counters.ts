@@ -1,0 +1,90 @@
+/**
+ * Counters in shared memory: one thread writes a block, every thread may read it. The packet path adds once per burst.
+ * Slots are float64, exact to 2⁵³.
+ */
+
+/** A port's counters, seen from the guest: tx is what it sends, rx what it gets. The order is the order of the slots. */
+const PORT_COUNTERS = {
+  tx_packets: 'frames taken from the guest',
+  tx_bytes: 'their bytes',
+  tx_forwarded: 'frames that reached a guest; a flooded one counts once',
+  tx_drop_runt: 'frames shorter than an Ethernet header',
+  tx_drop_too_long: 'frames longer than 9728 bytes',
+  tx_drop_bad_source: 'frames from a multicast address',
+  tx_drop_link_local: 'frames to 01:80:c2:00:00:00 to 0f, which no switch forwards',
+  tx_drop_unregistered: 'frames of a device that has not been registered (--learning first)',
+  tx_drop_self: 'frames to an address on the same port',
+  tx_drop_no_uplink: 'frames for the uplink, of which there is none',
+  tx_drop_alone: 'flooded frames while there is no other guest',
+  tx_drop_disabled: 'frames of a disabled ring, which are thrown away',
+  tx_drop_receiver: 'unicast frames that the receiver had no room for',
+  rx_packets: 'frames delivered to the guest',
+  rx_bytes: 'their bytes',
+  rx_drop_no_buffer: 'frames that found no receive buffer',
+  rx_drop_too_big: 'frames longer than the receive buffers',
+  rx_drop_fault: 'frames lost when the receive ring was stopped',
+  rx_drop_not_ready: 'frames for a guest whose receive ring is stopped or disabled',
+  mac_learned: 'addresses learned',
+  mac_moved: 'addresses taken over from another port',
+  mac_refused: 'addresses not learned: the table or the port is full, or the address is registered elsewhere',
+  calls: 'notifications sent to the guest',
+  calls_suppressed: 'notifications that the guest did not want',
+  calls_failed: 'notifications that its eventfd did not take',
+  ring_fault_avail_jump: 'rings stopped: the avail index ran ahead by more than the ring',
+  ring_fault_head_range: 'rings stopped: a head beyond the table',
+  ring_fault_desc_range: 'rings stopped: a chain leaving the table',
+  ring_fault_chain_loop: 'rings stopped: a looping chain',
+  ring_fault_address: 'rings stopped: a descriptor outside guest memory',
+  ring_fault_zero_length: 'rings stopped: a descriptor of length zero',
+  ring_fault_direction: 'rings stopped: a write-only descriptor to read, or the other way round',
+  ring_fault_indirect: 'rings stopped: a malformed or nested indirect table',
+  ring_fault_no_header: 'rings stopped: a chain shorter than the packet header',
+} as const;
+
+/** An lcore's counters. */
+const LCORE_COUNTERS = {
+  rounds: 'times around the poll loop',
+  bursts: 'bursts switched',
+  sleeps: 'times it went to sleep',
+  commands: 'commands carried out for the main thread',
+} as const;
+
+/** Maps each counter's name to its slot. */
+export type SlotTable<Name extends string = string> = { readonly [K in Name]: number };
+
+function slots<Name extends string>(help: Record<Name, string>): SlotTable<Name> {
+  return Object.fromEntries(Object.keys(help).map((name, i) => [name, i])) as SlotTable<Name>;
+}
+
+export type PortCounter = keyof typeof PORT_COUNTERS;
+export type LcoreCounter = keyof typeof LCORE_COUNTERS;
+export const PORT_COUNTER_HELP: Readonly<Record<PortCounter, string>> = PORT_COUNTERS;
+export const LCORE_COUNTER_HELP: Readonly<Record<LcoreCounter, string>> = LCORE_COUNTERS;
+export const PORT_SLOTS = slots(PORT_COUNTERS);
+export const LCORE_SLOTS = slots(LCORE_COUNTERS);
+
+/** A fresh block of zeros for the table's counters. */
+export function counterBlock(table: SlotTable): SharedArrayBuffer {
+  return new SharedArrayBuffer(8 * Object.keys(table).length);
+}
+
+/** The counters of a block, as they are now, by name. */
+export function readCounters<Name extends string>(
+  table: SlotTable<Name>,
+  block: SharedArrayBuffer,
+): Record<Name, number> {
+  const values = new Float64Array(block);
+  const names = Object.keys(table) as Name[];
+  return Object.fromEntries(names.map((name) => [name, values[table[name]]])) as Record<Name, number>;
+}
+
+/** Frames from the guest that reached nobody, by all reasons together. */
+export function txDropped(counters: Record<PortCounter, number>): number {
+  return counters.tx_packets - counters.tx_forwarded;
+}
+
+/** Frames meant for the guest that it did not get. */
+export function rxDropped(counters: Record<PortCounter, number>): number {
+  const { rx_drop_no_buffer, rx_drop_too_big, rx_drop_fault, rx_drop_not_ready } = counters;
+  return rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready;
+}

@@ -1,0 +1,87 @@
+/**
+ * eventfd and epoll, for lcores that sleep until a guest kicks.
+ * @see eventfd(2), epoll(7)
+ */
+import { closeSync, readlinkSync } from 'node:fs';
+import { check, EINTR, errno, libc } from './libc.ts';
+
+const EFD_CLOEXEC = 0o2000000;
+const EFD_NONBLOCK = 0o4000;
+const EPOLL_CLOEXEC = 0o2000000;
+const EPOLL_CTL_ADD = 1;
+const EPOLL_CTL_DEL = 2;
+const EPOLLIN = 1;
+const EPOLLET = 0x80000000;
+const F_GETFL = 3;
+const F_SETFL = 4;
+const O_NONBLOCK = 0o4000;
+
+const c = {
+  eventfd: libc.func('eventfd', 'int', ['uint', 'int']),
+  write: libc.func('write', 'int64_t', ['int', 'void *', 'size_t']),
+  read: libc.func('read', 'int64_t', ['int', 'void *', 'size_t']),
+  fcntl: libc.func('fcntl', 'int', ['int', 'int', 'int']),
+  epollCreate: libc.func('epoll_create1', 'int', ['int']),
+  epollCtl: libc.func('epoll_ctl', 'int', ['int', 'int', 'int', 'void *']),
+  epollWait: libc.func('epoll_wait', 'int', ['int', 'void *', 'int', 'int']),
+};
+
+const one = new BigUint64Array([1n]);
+const counter = new BigUint64Array(1);
+
+/** A non-blocking, close-on-exec eventfd. The caller owns it. */
+export function createEventfd(): number {
+  return check(c.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), 'eventfd');
+}
+
+/** True if `fd` is an eventfd: the only kind of descriptor a kick or a call may be. */
+export function isEventfd(fd: number): boolean {
+  return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]';
+}
+
+/** Makes calls on `fd` return instead of waiting. The setting is shared by all who hold the same open file. */
+export function setNonblocking(fd: number): void {
+  const flags = check(c.fcntl(fd, F_GETFL, 0), 'fcntl');
+  check(c.fcntl(fd, F_SETFL, flags | O_NONBLOCK), 'fcntl');
+}
+
+/** Adds one to the eventfd. @returns false if its counter is full and nobody reads it. */
+export function signal(fd: number): boolean {
+  return Number(c.write(fd, one, 8)) === 8;
+}
+
+/** Takes the eventfd's count and resets it; 0 if there was nothing. */
+export function drain(fd: number): number {
+  return Number(c.read(fd, counter, 8)) === 8 ? Number(counter[0]) : 0;
+}
+
+/** A set of eventfds to sleep on. Edge-triggered: a kick is never read, so no peer can make us wait in read(2). */
+export class Epoll {
+  readonly #fd: number;
+  readonly #events = new Uint8Array(12 * 16);
+
+  constructor() {
+    this.#fd = check(c.epollCreate(EPOLL_CLOEXEC), 'epoll_create1');
+  }
+
+  /** Watches `fd`, which stays the caller's and must be removed before it is closed. */
+  add(fd: number): void {
+    const event = new Uint32Array([EPOLLIN | EPOLLET, fd, 0]);
+    check(c.epollCtl(this.#fd, EPOLL_CTL_ADD, fd, event), 'epoll_ctl');
+  }
+
+  remove(fd: number): void {
+    check(c.epollCtl(this.#fd, EPOLL_CTL_DEL, fd, null), 'epoll_ctl');
+  }
+
+  /** Sleeps until a watched fd is signalled, at most `timeoutMs`. @returns true if one was. */
+  wait(timeoutMs: number): boolean {
+    const n = c.epollWait(this.#fd, this.#events, 16, timeoutMs);
+    if (n < 0 && errno() !== EINTR) check(n, 'epoll_wait');
+    return n > 0;
+  }
+
+  close(): void {
+    closeSync(this.#fd);
+  }
+}

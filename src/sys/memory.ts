@@ -1,0 +1,75 @@
+/**
+ * Shared memory: memfd, mmap, file sizes and seals.
+ * Addresses are bigint, lengths and offsets are bytes as number (< 2⁵³).
+ */
+import { ftruncateSync, statfsSync } from 'node:fs';
+import { check, libc } from './libc.ts';
+
+const PROT_READ_WRITE = 3;
+const MAP_SHARED = 0x01;
+const MAP_PRIVATE = 0x02;
+const MAP_FIXED = 0x10;
+const MAP_ANONYMOUS = 0x20;
+const MAP_NORESERVE = 0x4000;
+const MFD_CLOEXEC = 1;
+const MFD_ALLOW_SEALING = 2;
+const F_ADD_SEALS = 1033;
+const F_GET_SEALS = 1034;
+const F_SEAL_SHRINK = 2;
+const HUGETLBFS_MAGIC = 0x958458f6;
+
+const c = {
+  mmap: libc.func('mmap', 'uintptr_t', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'int64_t']),
+  munmap: libc.func('munmap', 'int', ['uintptr_t', 'size_t']),
+  memfdCreate: libc.func('memfd_create', 'int', ['str', 'uint']),
+  fcntl: libc.func('fcntl', 'int', ['int', 'int', 'int']),
+};
+
+function mmap(address: bigint, len: number, flags: number, fd: number, fileOff: number): bigint {
+  const at = BigInt(c.mmap(address, len, PROT_READ_WRITE, flags, fd, fileOff));
+  if (at === 0xffff_ffff_ffff_ffffn) check(-1, 'mmap');
+  return at;
+}
+
+/** Puts `len` bytes of `fd` from `fileOff` over the pages at `address`. The fd may be closed afterwards. */
+export function mapShared(address: bigint, len: number, fd: number, fileOff: number): void {
+  mmap(address, len, MAP_SHARED | MAP_FIXED, fd, fileOff);
+}
+
+/** Puts fresh zero pages over `len` bytes at `address`. */
+export function mapZero(address: bigint, len: number): void {
+  mmap(address, len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+}
+
+/** Reserves `len` bytes of zero pages anywhere; the caller unmaps them. */
+export function reserve(len: number): bigint {
+  return mmap(0n, len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+export function unmap(address: bigint, len: number): void {
+  check(c.munmap(address, len), 'munmap');
+}
+
+/** A sealable, close-on-exec memory file of `len` zero bytes. The caller owns the fd. */
+export function createMemfd(name: string, len: number): number {
+  const fd = check(c.memfdCreate(name, MFD_CLOEXEC | MFD_ALLOW_SEALING), 'memfd_create');
+  ftruncateSync(fd, len);
+  return fd;
+}
+
+/** The page size a mapping of `fd` has: hugetlbfs files say theirs, everything else is 4096. */
+export function pageSize(fd: number): number {
+  const { type, bsize } = statfsSync(`/proc/self/fd/${fd}`);
+  return type === HUGETLBFS_MAGIC ? bsize : 4096;
+}
+
+/**
+ * Forbids shrinking the file, so that no access to it can raise SIGBUS.
+ * @returns false where the file takes no seals (a plain tmpfs or hugetlbfs file, a sealed-off memfd).
+ */
+export function sealAgainstShrinking(fd: number): boolean {
+  const seals = c.fcntl(fd, F_GET_SEALS, 0);
+  if (seals < 0) return false;
+  if ((seals & F_SEAL_SHRINK) !== 0) return true;
+  return c.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) === 0;
+}

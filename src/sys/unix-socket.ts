@@ -1,0 +1,186 @@
+/**
+ * Unix stream sockets that carry file descriptors: what node:net cannot do.
+ * Every fd made or received here is close-on-exec and belongs to the caller.
+ * @see unix(7), cmsg(3)
+ */
+import { closeSync } from 'node:fs';
+import koffi from 'koffi';
+import { SysError } from '../errors.ts';
+import { addressOf, check, EAGAIN, EINTR, errno, libc } from './libc.ts';
+
+const AF_UNIX = 1;
+const SOCK_STREAM = 1;
+const SOCK_NONBLOCK = 0o4000;
+const SOCK_CLOEXEC = 0o2000000;
+const SOL_SOCKET = 1;
+const SCM_RIGHTS = 1;
+const MSG_CTRUNC = 8;
+const MSG_NOSIGNAL = 0x4000;
+const MSG_CMSG_CLOEXEC = 0x40000000;
+/** sun_path holds this many bytes, its final NUL included */
+const SUN_PATH_LEN = 108;
+/** The kernel never passes more fds at once (SCM_MAX_FD); room for all of them, so that none is lost unseen. */
+const MAX_FDS = 253;
+const CMSG_HDR = 16;
+const EMFILE = 24;
+
+const c = {
+  socket: libc.func('socket', 'int', ['int', 'int', 'int']),
+  bind: libc.func('bind', 'int', ['int', 'void *', 'uint']),
+  listen: libc.func('listen', 'int', ['int', 'int']),
+  accept4: libc.func('accept4', 'int', ['int', 'void *', 'void *', 'int']),
+  connect: libc.func('connect', 'int', ['int', 'void *', 'uint']),
+  recvmsg: libc.func('recvmsg', 'int64_t', ['int', 'void *', 'int']),
+  sendmsg: libc.func('sendmsg', 'int64_t', ['int', 'void *', 'int']),
+};
+
+function sockaddr(path: string): Uint8Array {
+  const bytes = Buffer.from(path);
+  if (bytes.length >= SUN_PATH_LEN) throw new RangeError(`socket path longer than ${SUN_PATH_LEN - 1} bytes: ${path}`);
+  const addr = new Uint8Array(2 + SUN_PATH_LEN);
+  new DataView(addr.buffer).setUint16(0, AF_UNIX, true);
+  addr.set(bytes, 2);
+  return addr;
+}
+
+const unixSocket = () => check(c.socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0), 'socket');
+
+function withSocket(path: string, use: (fd: number, addr: Uint8Array) => void): number {
+  const addr = sockaddr(path);
+  const fd = unixSocket();
+  try {
+    use(fd, addr);
+    return fd;
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+}
+
+/**
+ * A non-blocking socket bound to `path`, which must not exist. Nobody can connect before {@link startListening}: time to
+ * set the file's mode and owner. Throws SysError (EADDRINUSE, …), RangeError for a long path.
+ */
+export function bindUnix(path: string): number {
+  return withSocket(path, (fd, addr) => {
+    check(c.bind(fd, addr, addr.length), 'bind');
+  });
+}
+
+/** Lets peers connect to a bound socket; at most `backlog` wait to be accepted. */
+export function startListening(fd: number, backlog: number): void {
+  check(c.listen(fd, backlog), 'listen');
+}
+
+/** A non-blocking connection to the listener at `path`. Throws SysError (ECONNREFUSED, ENOENT, EAGAIN: its backlog is full). */
+export function connectUnix(path: string): number {
+  return withSocket(path, (fd, addr) => {
+    check(c.connect(fd, addr, addr.length), 'connect');
+  });
+}
+
+/** The next waiting connection, non-blocking, or undefined when there is none. Throws SysError (EMFILE, …). */
+export function acceptUnix(listener: number): number | undefined {
+  const fd = c.accept4(listener, null, null, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (fd >= 0) return fd;
+  const e = errno();
+  if (e === EAGAIN || e === EINTR || e === 103 /* ECONNABORTED */) return undefined;
+  return check(fd, 'accept4');
+}
+
+/** One msghdr with its iovec and control buffer, reused for every call of one direction. */
+class MessageBuffers {
+  readonly control = new DataView(new ArrayBuffer(CMSG_HDR + 4 * MAX_FDS + 4));
+  readonly header = new DataView(new ArrayBuffer(56));
+  readonly iovec = new DataView(new ArrayBuffer(16));
+
+  /** Points the header at `data` and at `controlLen` bytes of control buffer. */
+  prepare(data: Uint8Array, controlLen: number): void {
+    this.iovec.setBigUint64(0, addressOf(data), true);
+    this.iovec.setBigUint64(8, BigInt(data.length), true);
+    this.header.setBigUint64(16, addressOf(this.iovec), true);
+    this.header.setBigUint64(24, 1n, true);
+    this.header.setBigUint64(32, controlLen > 0 ? addressOf(this.control) : 0n, true);
+    this.header.setBigUint64(40, BigInt(controlLen), true);
+    this.header.setInt32(48, 0, true);
+  }
+}
+
+const receiving = new MessageBuffers();
+const sending = new MessageBuffers();
+
+/** How a receive ended: bytes read, 0 at end of file, AGAIN when nothing is there. */
+export const AGAIN = -1;
+
+/**
+ * Reads into `data` without waiting, and appends any file descriptors that came along to `fds` (the caller closes them).
+ * @returns bytes read, 0 when the peer has closed, AGAIN when there is nothing to read.
+ * Throws SysError; EMFILE: descriptors were lost because this process may not open more.
+ */
+export function receive(fd: number, data: Uint8Array, fds: number[]): number {
+  receiving.prepare(data, receiving.control.byteLength);
+  const n = Number(c.recvmsg(fd, receiving.header, MSG_CMSG_CLOEXEC));
+  if (n < 0) {
+    const e = errno();
+    return e === EAGAIN || e === EINTR ? AGAIN : check(n, 'recvmsg');
+  }
+  takeFds(receiving, fds);
+  if ((receiving.header.getInt32(48, true) & MSG_CTRUNC) !== 0) throw new SysError('recvmsg', EMFILE);
+  return n;
+}
+
+function takeFds({ header, control }: MessageBuffers, fds: number[]): void {
+  const controlLen = Number(header.getBigUint64(40, true));
+  for (let at = 0; at + CMSG_HDR <= controlLen; ) {
+    const len = Number(control.getBigUint64(at, true));
+    if (len < CMSG_HDR) break;
+    if (control.getInt32(at + 8, true) === SOL_SOCKET && control.getInt32(at + 12, true) === SCM_RIGHTS) {
+      const end = Math.min(at + len, controlLen);
+      for (let off = at + CMSG_HDR; off + 4 <= end; off += 4) fds.push(control.getInt32(off, true));
+    }
+    at += Math.ceil(len / 8) * 8;
+  }
+}
+
+/**
+ * Sends `data` with `fds` (which stay the caller's) without waiting.
+ * @returns bytes taken by the kernel, AGAIN when the peer does not read. Throws SysError (EPIPE, …).
+ */
+export function send(fd: number, data: Uint8Array, fds: readonly number[] = []): number {
+  const dataLen = CMSG_HDR + 4 * fds.length;
+  sending.prepare(data, fds.length > 0 ? Math.ceil(dataLen / 8) * 8 : 0);
+  if (fds.length > 0) {
+    sending.control.setBigUint64(0, BigInt(dataLen), true);
+    sending.control.setInt32(8, SOL_SOCKET, true);
+    sending.control.setInt32(12, SCM_RIGHTS, true);
+    for (let i = 0; i < fds.length; i++) sending.control.setInt32(CMSG_HDR + 4 * i, fds[i], true);
+  }
+  const n = Number(c.sendmsg(fd, sending.header, MSG_NOSIGNAL));
+  if (n >= 0) return n;
+  const e = errno();
+  return e === EAGAIN || e === EINTR ? AGAIN : check(n, 'sendmsg');
+}
+
+/** Calls `onReadable` on the event loop whenever `fd` can be read; keeps the process alive until closed. */
+export class ReadWatch {
+  #handle: ReturnType<typeof koffi.node.poll>;
+
+  constructor(fd: number, onReadable: () => void) {
+    this.#handle = koffi.node.poll(fd, { readable: true, disconnect: true }, onReadable);
+  }
+
+  /** Stops and frees the watch. Call before closing the fd. */
+  close(): void {
+    this.#handle.close();
+  }
+
+  /** Reading pauses: the kernel keeps what arrives. */
+  pause(): void {
+    this.#handle.stop();
+  }
+
+  /** Watches again; with `writable` also for room to send. */
+  resume(onReady: () => void, writable = false): void {
+    this.#handle.start({ readable: true, writable, disconnect: true }, onReady);
+  }
+}
