@@ -1,0 +1,246 @@
+/**
+ * A guest's memory on the main thread: its regions mapped into windows, and the chunks that lcores translate with.
+ * The main thread maps but never reads or writes guest memory.
+ */
+import { closeSync, fstatSync } from 'node:fs';
+import { ProtocolError } from '../errors.ts';
+import { pageSize, sealAgainstShrinking } from '../sys/memory.ts';
+import type { Chunk } from './address-map.ts';
+import { mapInto, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle, type WindowPool } from './window.ts';
+
+const TWO_32 = 2 ** 32;
+/** How far one window's mapping goes on into what the next window begins with: no frame and no ring straddles. */
+const OVERLAP_BYTES = 2 ** 21;
+/** Offsets in a window begin here: a zero offset is a mistake. */
+const FIRST_OFF = 65536;
+
+/** One piece of guest memory. */
+export interface MemoryRegion {
+  /** guest physical address */
+  readonly guestAddr: number;
+  /** bytes */
+  readonly size: number;
+  /** where the front end has it: ring addresses are given in this space */
+  readonly frontendAddr: number;
+  /** where it begins in the file, bytes */
+  readonly fileOff: number;
+  /** the file; the device owns it from the call on */
+  readonly fd: number;
+}
+
+/** A window takes far more address space than it shows: a guest may not have all of the process's. */
+const MAX_GUEST_BYTES = 2 ** 40;
+
+/** Bytes of one file mapped in one window. */
+interface Mapping {
+  readonly window: WindowHandle;
+  readonly windowOff: number;
+  readonly len: number;
+}
+
+interface MappedRegion {
+  readonly region: MemoryRegion;
+  readonly sealed: boolean;
+  readonly mappings: readonly Mapping[];
+  readonly chunks: readonly Chunk[];
+}
+
+/** A place in guest memory: which window, and where in it. */
+export interface Place {
+  readonly window: number;
+  readonly off: number;
+}
+
+const alignDown = (n: number, to: number) => Math.floor(n / to) * to;
+const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
+
+/** Bytes from the first usable offset of `window` to the first one whose address suits a page of `page` bytes. */
+function firstOffset(window: WindowHandle, page: number): number {
+  const from = window.address + BigInt(FIRST_OFF);
+  const size = BigInt(page);
+  return FIRST_OFF + Number((size - (from % size)) % size);
+}
+
+/** The regions of one guest. Owns their fds and mappings. */
+export class GuestMemory {
+  readonly #pool: WindowPool;
+  #regions: MappedRegion[] = [];
+  /** The last window and how far it is filled: regions share windows where they fit. */
+  #open: { window: WindowHandle; used: number } | undefined;
+  readonly #windows: WindowHandle[] = [];
+
+  constructor(pool: WindowPool) {
+    this.#pool = pool;
+  }
+
+  get regions(): readonly MemoryRegion[] {
+    return this.#regions.map((r) => r.region);
+  }
+
+  /** All chunks, for AddressMap. */
+  get chunks(): Chunk[] {
+    return this.#regions.flatMap((r) => r.chunks);
+  }
+
+  /** The windows that the chunks name. */
+  get windows(): readonly WindowHandle[] {
+    return this.#windows;
+  }
+
+  /**
+   * Maps a region and takes its fd over, also on failure.
+   * @throws ProtocolError naming region number `index`: too short a file, memory that cannot be shared, overlap.
+   */
+  add(region: MemoryRegion, index: number, request: string): void {
+    try {
+      this.#check(region, index, request);
+      this.#regions.push(this.#map(region, index, request));
+    } catch (error) {
+      closeSync(region.fd);
+      throw error;
+    }
+  }
+
+  #check(region: MemoryRegion, index: number, request: string): void {
+    const fail = (problem: string) => {
+      throw new ProtocolError('BAD_MEMORY', request, `guest memory region ${index} ${problem}`);
+    };
+    const stat = fstatSync(region.fd);
+    if (!stat.isFile()) fail('is not a memory file: start QEMU with -object memory-backend-memfd,share=on');
+    const need = region.fileOff + region.size;
+    if (stat.size < need) fail(`is too short: ${need} bytes are needed, its file has ${stat.size}`);
+    const total = this.#regions.reduce((sum, { region: r }) => sum + r.size, region.size);
+    if (total > MAX_GUEST_BYTES) fail(`makes the guest larger than ${MAX_GUEST_BYTES / 2 ** 40} TiB`);
+    for (const { region: other } of this.#regions) {
+      if (region.guestAddr < other.guestAddr + other.size && other.guestAddr < region.guestAddr + region.size)
+        fail(`overlaps the region at guest address 0x${other.guestAddr.toString(16)}`);
+    }
+  }
+
+  #map(region: MemoryRegion, index: number, request: string): MappedRegion {
+    const page = pageSize(region.fd);
+    const mappings: Mapping[] = [];
+    const chunks: Chunk[] = [];
+    const fileEnd = alignUp(region.fileOff + region.size, page);
+    try {
+      for (let from = alignDown(region.fileOff, page); from < fileEnd; ) {
+        const { window, off, room } = this.#place(page, fileEnd - from);
+        const len = Math.min(fileEnd - from, room);
+        mapInto(window, off, len, region.fd, from);
+        mappings.push({ window, windowOff: off, len });
+        const more = from + len < fileEnd;
+        const next = more ? from + len - (page <= OVERLAP_BYTES ? OVERLAP_BYTES : 0) : fileEnd;
+        chunks.push(...chunksOf(region, from, next, len, window.id, off));
+        from = next;
+      }
+    } catch (error) {
+      this.#unmap(mappings);
+      const why = error instanceof Error ? error.message : String(error);
+      throw new ProtocolError('BAD_MEMORY', request, `guest memory region ${index} cannot be mapped: ${why}`);
+    }
+    return { region, sealed: sealAgainstShrinking(region.fd), mappings, chunks };
+  }
+
+  /** Room for up to `wanted` bytes in pages of `page` bytes: in the open window where all of it fits, else in a new one. */
+  #place(page: number, wanted: number): { window: WindowHandle; off: number; room: number } {
+    for (;;) {
+      if (this.#open === undefined) {
+        const window = this.#pool.acquire();
+        this.#windows.push(window);
+        this.#open = { window, used: 0 };
+      }
+      const { window, used } = this.#open;
+      const first = firstOffset(window, page);
+      const off = first + alignUp(Math.max(0, used - first), page);
+      const room = alignDown(WINDOW_USABLE_BYTES - off, page);
+      if (room >= wanted || (used === 0 && room > OVERLAP_BYTES)) {
+        this.#open.used = off + Math.min(room, wanted);
+        return { window, off, room };
+      }
+      if (used === 0) throw new RangeError(`no room for a page of ${page} bytes in a window`);
+      this.#open = undefined;
+    }
+  }
+
+  /**
+   * Takes a region out of `regions` and `chunks`. @returns what unmaps it, to be called when no lcore uses it any more; undefined
+   * if there is no such region.
+   */
+  detach(guestAddr: number, size: number, frontendAddr: number): (() => void) | undefined {
+    const i = this.#regions.findIndex(
+      ({ region: r }) => r.guestAddr === guestAddr && r.size === size && r.frontendAddr === frontendAddr,
+    );
+    if (i < 0) return undefined;
+    const [detached] = this.#regions.splice(i, 1);
+    return () => this.#close(detached);
+  }
+
+  #unmap(mappings: readonly Mapping[]): void {
+    for (const { window, windowOff, len } of mappings) unmapFrom(window, windowOff, len);
+  }
+
+  #close({ region, mappings }: MappedRegion): void {
+    this.#unmap(mappings);
+    closeSync(region.fd);
+  }
+
+  /** Unmaps everything and gives the windows back. No lcore may use them any more. */
+  clear(): void {
+    for (const region of this.#regions) this.#close(region);
+    for (const window of this.#windows) this.#pool.release(window);
+    this.#regions = [];
+    this.#windows.length = 0;
+    this.#open = undefined;
+  }
+
+  /** Where `len` bytes at the front end's address lie, or undefined if no mapping holds them all. */
+  placeOf(frontendAddr: number, len: number): Place | undefined {
+    for (const { region, chunks } of this.#regions) {
+      const guestAddr = frontendAddr - region.frontendAddr + region.guestAddr;
+      if (frontendAddr < region.frontendAddr || frontendAddr + len > region.frontendAddr + region.size) continue;
+      const chunk = chunks.find((c) => guestAddr >= c.guestAddr && guestAddr + len <= c.guestAddr + c.reach);
+      if (chunk !== undefined) return { window: chunk.window, off: chunk.windowOff + guestAddr - chunk.guestAddr };
+    }
+    return undefined;
+  }
+
+  /**
+   * The number of the region at the front end's address if its file holds not one page although the guest uses it: the front end
+   * has mapped it privately, and we would see zeros. −1 otherwise.
+   */
+  findPrivate(frontendAddr: number): number {
+    return this.#regions.findIndex(
+      ({ region: r }) =>
+        frontendAddr >= r.frontendAddr && frontendAddr < r.frontendAddr + r.size && fstatSync(r.fd).blocks === 0,
+    );
+  }
+
+  /**
+   * Puts zero pages over what a front end has cut off its files, so that no access faults. Unsealed files only.
+   * @returns true if something was cut.
+   */
+  coverTruncated(): boolean {
+    let cut = false;
+    for (const { region, sealed, mappings } of this.#regions) {
+      if (sealed || fstatSync(region.fd).size >= region.fileOff + region.size) continue;
+      this.#unmap(mappings);
+      cut = true;
+    }
+    return cut;
+  }
+}
+
+/** The chunks of one mapping: file bytes `from` to `next` are its own, up to `from + len` can be reached from them. */
+function chunksOf(region: MemoryRegion, from: number, next: number, len: number, window: number, off: number): Chunk[] {
+  const chunks: Chunk[] = [];
+  const regionEnd = region.guestAddr + region.size;
+  const toGuest = region.guestAddr - region.fileOff;
+  let guestAddr = Math.max(from + toGuest, region.guestAddr);
+  const end = Math.min(next + toGuest, regionEnd);
+  const reachEnd = Math.min(from + len + toGuest, regionEnd);
+  while (guestAddr < end) {
+    chunks.push({ guestAddr, reach: reachEnd - guestAddr, window, windowOff: off + guestAddr - (from + toGuest) });
+    guestAddr = alignDown(guestAddr, TWO_32) + TWO_32;
+  }
+  return chunks;
+}

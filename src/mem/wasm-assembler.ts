@@ -1,0 +1,114 @@
+/**
+ * Just enough of a WebAssembly assembler for the copy module: functions over several imported memories, with SIMD.
+ * @see WebAssembly core specification, binary format (§5), multi-memory and threads proposals
+ */
+
+export const I32 = 0x7f;
+export const V128 = 0x7b;
+const VOID = 0x40;
+
+/** Unsigned LEB128. */
+function uleb(n: number): number[] {
+  const bytes: number[] = [];
+  do {
+    const more = n > 0x7f;
+    bytes.push((n & 0x7f) | (more ? 0x80 : 0));
+    n >>>= 7;
+  } while (n > 0);
+  return bytes;
+}
+
+/** Signed LEB128. */
+function sleb(n: number): number[] {
+  const bytes: number[] = [];
+  for (;;) {
+    const byte = n & 0x7f;
+    n >>= 7;
+    const last = (n === 0 && (byte & 0x40) === 0) || (n === -1 && (byte & 0x40) !== 0);
+    bytes.push(last ? byte : byte | 0x80);
+    if (last) return bytes;
+  }
+}
+
+type Code = readonly number[];
+
+/** A load or store: alignment 1 byte, in memory number `mem`, at a constant offset from the address on the stack. */
+const memarg = (mem: number, offset: number): Code => [0x40, ...uleb(mem), ...uleb(offset)];
+
+export const op = {
+  get: (local: number): Code => [0x20, ...uleb(local)],
+  set: (local: number): Code => [0x21, ...uleb(local)],
+  tee: (local: number): Code => [0x22, ...uleb(local)],
+  const: (n: number): Code => [0x41, ...sleb(n)],
+  add: [0x6a] as Code,
+  sub: [0x6b] as Code,
+  and: [0x71] as Code,
+  geU: [0x4f] as Code,
+  ltU: [0x49] as Code,
+  load8: (mem: number, offset = 0): Code => [0x2d, ...memarg(mem, offset)],
+  load16: (mem: number, offset = 0): Code => [0x2f, ...memarg(mem, offset)],
+  load32: (mem: number, offset = 0): Code => [0x28, ...memarg(mem, offset)],
+  load64: (mem: number, offset = 0): Code => [0x29, ...memarg(mem, offset)],
+  load128: (mem: number, offset = 0): Code => [0xfd, 0x00, ...memarg(mem, offset)],
+  store8: (mem: number, offset = 0): Code => [0x3a, ...memarg(mem, offset)],
+  store16: (mem: number, offset = 0): Code => [0x3b, ...memarg(mem, offset)],
+  store32: (mem: number, offset = 0): Code => [0x36, ...memarg(mem, offset)],
+  store64: (mem: number, offset = 0): Code => [0x37, ...memarg(mem, offset)],
+  store128: (mem: number, offset = 0): Code => [0xfd, 0x0b, ...memarg(mem, offset)],
+  /** Runs `body` while it ends with a non-zero i32 on the stack. */
+  doWhile: (...body: Code[]): Code => [0x03, VOID, ...body.flat(), 0x0d, 0x00, 0x0b],
+  /** Takes an i32: `body` if it is not zero. */
+  if: (...body: Code[]): Code => [0x04, VOID, ...body.flat(), 0x0b],
+  ifElse: (then: Code[], otherwise: Code[]): Code => [0x04, VOID, ...then.flat(), 0x05, ...otherwise.flat(), 0x0b],
+};
+
+export interface MemoryImport {
+  readonly name: string;
+  /** pages of 64 KiB, initial and maximum */
+  readonly pages: number;
+  readonly shared: boolean;
+}
+
+export interface FunctionBody {
+  readonly name: string;
+  /** the number of i32 parameters, which are the first locals; nothing is returned */
+  readonly params: number;
+  /** further locals, by type */
+  readonly locals: readonly number[];
+  readonly code: readonly Code[];
+}
+
+const vec = (items: readonly Code[]): number[] => [...uleb(items.length), ...items.flat()];
+const name = (text: string): number[] => {
+  const bytes = [...Buffer.from(text)];
+  return [...uleb(bytes.length), ...bytes];
+};
+const section = (id: number, body: Code): number[] => [id, ...uleb(body.length), ...body];
+
+/** The module's bytes. Memories are imported from module "m", functions are exported under their names. */
+export function assemble(
+  memories: readonly MemoryImport[],
+  functions: readonly FunctionBody[],
+): Uint8Array<ArrayBuffer> {
+  const types = functions.map((f) => [0x60, ...vec(Array(f.params).fill([I32])), ...vec([])]);
+  const imports = memories.map((m) => [
+    ...name('m'),
+    ...name(m.name),
+    0x02,
+    m.shared ? 0x03 : 0x01,
+    ...uleb(m.pages),
+    ...uleb(m.pages),
+  ]);
+  const bodies = functions.map((f) => {
+    const body = [...vec(f.locals.map((type) => [1, type])), ...f.code.flat(), 0x0b];
+    return [...uleb(body.length), ...body];
+  });
+  return new Uint8Array([
+    ...[0x00, 0x61, 0x73, 0x6d, 0x01, 0x00, 0x00, 0x00],
+    ...section(1, vec(types)),
+    ...section(2, vec(imports)),
+    ...section(3, vec(functions.map((_, i) => uleb(i)))),
+    ...section(7, vec(functions.map((f, i) => [...name(f.name), 0x00, ...uleb(i)]))),
+    ...section(10, vec(bodies)),
+  ]);
+}
