@@ -1,0 +1,162 @@
+/**
+ * Stage 2 of a packet's way: says for each packet of a burst where it goes, and learns where it came from.
+ */
+import { PEEK_WORDS } from '../mem/copy-stage.ts';
+import { PORT_SLOTS } from '../stats/counters.ts';
+import { type Burst, MAX_FRAME_BYTES } from '../virtqueue/burst.ts';
+import { LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MacTable, NOT_FOUND } from './mac-table.ts';
+import type { OnDuplicate, OnRegistered, SwitchConfig } from './switch-config.ts';
+
+/** In `burst.dest`: to every other port, or to none. */
+export const DEST_FLOOD = -1;
+export const DEST_DROP = -2;
+
+/** What `target` answers for a frame to drop begins below this. */
+const TARGET_DROP = -2;
+
+const ETHERNET_HEADER = 14;
+const VLAN_TAG = 4;
+/** The group bit of an address whose first four bytes are a little-endian word (IEEE 802 §8.2). */
+const GROUP_BIT = 1;
+/** 01:80:c2:00:00:0x as words: addresses that stay on one link (IEEE 802.1Q §8.6.3). */
+const LINK_LOCAL_FIRST = 0x00c28001;
+const LINK_LOCAL_LAST_MASK = 0xf0ff;
+
+export class Classifier {
+  readonly table: MacTable;
+  readonly #config: SwitchConfig;
+  readonly #onRegistered: OnRegistered;
+  readonly #onDuplicate: OnDuplicate;
+  /** ports that have been registered */
+  readonly #registered: Uint8Array;
+  /** by port, the second in which its last duplicate was told */
+  readonly #toldDuplicate: Int32Array;
+  /** where group addresses and unknown ones go */
+  readonly #unknown: number;
+
+  constructor(config: SwitchConfig, onRegistered: OnRegistered, onDuplicate: OnDuplicate) {
+    this.table = new MacTable(config.macTableSize, config.macLimit, config.maxPorts);
+    this.#config = config;
+    this.#onRegistered = onRegistered;
+    this.#onDuplicate = onDuplicate;
+    this.#registered = new Uint8Array(config.maxPorts);
+    this.#toldDuplicate = new Int32Array(config.maxPorts).fill(-1);
+    const floods = config.learning === 'dynamic' && config.vm2vm === 1;
+    this.#unknown = floods ? DEST_FLOOD : TARGET_DROP - PORT_SLOTS.tx_drop_no_uplink;
+  }
+
+  /** True if the device may be sent to: always, but with --learning first only once it is registered. */
+  mayReceive(port: number): boolean {
+    return this.#config.learning === 'dynamic' || this.#registered[port] === 1;
+  }
+
+  /** Forgets a port that has gone: its number may be another device's next. */
+  forget(port: number): void {
+    this.table.flushPort(port);
+    this.#registered[port] = 0;
+  }
+
+  /**
+   * Fills `burst.dest` for a burst from `port`, from the packets' first 16 bytes in `heads`.
+   * @param counters the port's own
+   * @param now seconds
+   */
+  classify(burst: Burst, heads: Int32Array, port: number, counters: Float64Array, now: number): void {
+    const dynamic = this.#config.learning === 'dynamic';
+    if (!dynamic && !this.#admit(burst, heads, port, counters, now)) return;
+    const { dest, len, count } = burst;
+    let srcFirst = 0;
+    let srcLast = 0;
+    let dstFirst = 0;
+    let dstLast = 0;
+    let target = DEST_FLOOD;
+    for (let i = 0; i < count; i++) {
+      const at = PEEK_WORDS * i;
+      const word1 = heads[at + 1];
+      const first = heads[at];
+      const last = word1 & 0xffff;
+      const sourceFirst = (word1 >>> 16) | (heads[at + 2] << 16);
+      const sourceLast = heads[at + 2] >>> 16;
+      if (len[i] < ETHERNET_HEADER || len[i] > MAX_FRAME_BYTES + VLAN_TAG || (sourceFirst & GROUP_BIT) !== 0) {
+        dest[i] = DEST_DROP;
+        counters[malformedSlot(len[i])]++;
+        continue;
+      }
+      if (dynamic && (sourceFirst !== srcFirst || sourceLast !== srcLast)) {
+        srcFirst = sourceFirst;
+        srcLast = sourceLast;
+        dstFirst = dstLast = 0;
+        this.#learn(sourceFirst, sourceLast, port, counters, now);
+      }
+      if (first !== dstFirst || last !== dstLast) {
+        dstFirst = first;
+        dstLast = last;
+        target = this.#target(first, last, port);
+      }
+      if (target >= DEST_FLOOD) {
+        dest[i] = target;
+      } else {
+        dest[i] = DEST_DROP;
+        counters[TARGET_DROP - target]++;
+      }
+    }
+  }
+
+  /** Where frames to an address go: a port, DEST_FLOOD, or TARGET_DROP less the slot of the counter for their loss. */
+  #target(first: number, last: number, port: number): number {
+    if ((first & GROUP_BIT) !== 0) {
+      if (first === LINK_LOCAL_FIRST && (last & LINK_LOCAL_LAST_MASK) === 0)
+        return TARGET_DROP - PORT_SLOTS.tx_drop_link_local;
+      return this.#unknown;
+    }
+    const found = this.#config.vm2vm === 0 ? NOT_FOUND : this.table.lookup(first, last);
+    if (found === NOT_FOUND) return this.#unknown;
+    return found === port ? TARGET_DROP - PORT_SLOTS.tx_drop_self : found;
+  }
+
+  #learn(first: number, last: number, port: number, counters: Float64Array, now: number): void {
+    if (first === 0 && last === 0) return;
+    const outcome = this.table.learn(first, last, port, now);
+    if (outcome === LEARN_KNOWN) return;
+    if (outcome === LEARN_REFUSED) {
+      counters[PORT_SLOTS.mac_refused]++;
+      return;
+    }
+    counters[outcome === LEARN_NEW ? PORT_SLOTS.mac_learned : PORT_SLOTS.mac_moved]++;
+    if (this.#registered[port] === 0) {
+      this.#registered[port] = 1;
+      this.#onRegistered(port, first, last);
+    }
+  }
+
+  /**
+   * The sample's rule: the source of the first frame of a device's first burst is its address, for ever. If another device has
+   * it, the whole burst is lost and the device stays where it was. @returns true if the burst may pass
+   */
+  #admit(burst: Burst, heads: Int32Array, port: number, counters: Float64Array, now: number): boolean {
+    if (this.#registered[port] === 1) return true;
+    const first = (heads[1] >>> 16) | (heads[2] << 16);
+    const last = heads[2] >>> 16;
+    const zero = first === 0 && last === 0;
+    if (!zero && this.table.lookup(first, last) === NOT_FOUND && this.table.learn(first, last, port, 0) === LEARN_NEW) {
+      counters[PORT_SLOTS.mac_learned]++;
+      this.#registered[port] = 1;
+      this.#onRegistered(port, first, last);
+      return true;
+    }
+    counters[PORT_SLOTS.mac_refused]++;
+    counters[PORT_SLOTS.tx_drop_unregistered] += burst.count;
+    burst.dest.fill(DEST_DROP, 0, burst.count);
+    if (this.#toldDuplicate[port] !== now) {
+      this.#toldDuplicate[port] = now;
+      this.#onDuplicate(port, first, last);
+    }
+    return false;
+  }
+}
+
+/** The counter for a frame whose length or source address is no good. */
+function malformedSlot(len: number): number {
+  if (len < ETHERNET_HEADER) return PORT_SLOTS.tx_drop_runt;
+  return len > MAX_FRAME_BYTES + VLAN_TAG ? PORT_SLOTS.tx_drop_too_long : PORT_SLOTS.tx_drop_bad_source;
+}

@@ -1,0 +1,75 @@
+/**
+ * The switch's way of a burst: groups its packets by destination and hands each port its share, in order, in one call.
+ */
+import type { Port } from '../port/port.ts';
+import { PORT_SLOTS } from '../stats/counters.ts';
+import { BURST_SIZE, type Burst } from '../virtqueue/burst.ts';
+import { type Classifier, DEST_DROP, DEST_FLOOD } from './classify.ts';
+
+export class Forwarder {
+  readonly #classifier: Classifier;
+  /** by port number; a port that has gone leaves undefined */
+  readonly #ports: readonly (Port | undefined)[];
+  /** the packets for port p are list[32 · p] … list[32 · p + count[p] − 1] */
+  readonly #list: Int32Array;
+  readonly #count: Int32Array;
+  /** ports that get something */
+  readonly #touched: Int32Array;
+  #nTouched = 0;
+
+  constructor(classifier: Classifier, ports: readonly (Port | undefined)[], maxPorts: number) {
+    this.#classifier = classifier;
+    this.#ports = ports;
+    this.#list = new Int32Array(BURST_SIZE * maxPorts);
+    this.#count = new Int32Array(maxPorts);
+    this.#touched = new Int32Array(maxPorts);
+  }
+
+  /** Stage 3: delivers a classified burst that came from `source`. */
+  forward(burst: Burst, source: Port): void {
+    const { dest, delivered, count } = burst;
+    delivered.fill(0, 0, count);
+    for (let i = 0; i < count; i++) {
+      const port = dest[i];
+      if (port >= 0) this.#append(port, i);
+      else if (port === DEST_FLOOD && !this.#flood(source, i)) dest[i] = DEST_DROP;
+    }
+    if (this.#nTouched === 0) return;
+    for (let t = 0; t < this.#nTouched; t++) {
+      const id = this.#touched[t];
+      const from = BURST_SIZE * id;
+      (this.#ports[id] as Port).transmit(burst, this.#list, from, from + this.#count[id]);
+      this.#count[id] = 0;
+    }
+    this.#nTouched = 0;
+
+    let forwarded = 0;
+    let sent = 0;
+    for (let i = 0; i < count; i++) {
+      if (delivered[i] > 0) forwarded++;
+      if (dest[i] !== DEST_DROP) sent++;
+    }
+    source.counters[PORT_SLOTS.tx_forwarded] += forwarded;
+    source.counters[PORT_SLOTS.tx_drop_receiver] += sent - forwarded;
+  }
+
+  #append(port: number, packet: number): void {
+    const n = this.#count[port]++;
+    if (n === 0) this.#touched[this.#nTouched++] = port;
+    this.#list[BURST_SIZE * port + n] = packet;
+  }
+
+  /** Lists the packet for every port that takes frames, but the one it came from. @returns false if there is none */
+  #flood(source: Port, packet: number): boolean {
+    let copies = 0;
+    for (let id = 0; id < this.#ports.length; id++) {
+      const port = this.#ports[id];
+      if (port === undefined || id === source.id || !port.canTransmit || !this.#classifier.mayReceive(id)) continue;
+      this.#append(id, packet);
+      copies++;
+    }
+    if (copies > 0) return true;
+    source.counters[PORT_SLOTS.tx_drop_alone]++;
+    return false;
+  }
+}
