@@ -1,0 +1,174 @@
+/**
+ * A running switch: sockets, devices and the lcore between them. Packets never come here.
+ */
+import type { LcoreEvents } from '../lcore/lcore.ts';
+import { LcoreThread } from '../lcore/lcore-thread.ts';
+import { chooseWindowKind } from '../mem/selftest.ts';
+import { WindowPool } from '../mem/window.ts';
+import { counterBlock, PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts';
+import type { SwitchConfig } from '../switch/switch-config.ts';
+import type { Log } from '../vhost-user/limited-log.ts';
+import { type ConnectionInfo, VhostUserServer } from '../vhost-user/server.ts';
+import { NetDevice } from '../virtio-net/net-device.ts';
+import { FAULTS } from '../virtqueue/fault.ts';
+
+/** The tag of device n is this plus n. */
+const FIRST_VLAN_TAG = 1000;
+
+export interface VhostSwitchOptions {
+  /** socket paths to listen on, one device a connection */
+  readonly sockets: readonly string[];
+  /** permissions of the sockets, e.g. 0o660 */
+  readonly socketMode: number;
+  readonly socketOwner?: string | number | undefined;
+  readonly socketGroup?: string | number | undefined;
+  /** offer mergeable receive buffers */
+  readonly mergeable: boolean;
+  readonly poll: 'adaptive' | 'busy';
+  /** the lcore's number, and the CPUs it runs on; none for any */
+  readonly lcore: number;
+  readonly cpus: readonly number[];
+  readonly config: SwitchConfig;
+  readonly log: Log;
+  /** Lines of the original program, to be printed as they are. */
+  readonly print: (line: string) => void;
+  /** The lcore has failed: nothing is switched any more. */
+  readonly onFatal: (error: Error) => void;
+}
+
+/** A device as it is now. */
+export interface DeviceInfo {
+  readonly id: number;
+  readonly socket: string;
+  /** its registered address, or undefined */
+  readonly mac: string | undefined;
+  readonly counters: Record<PortCounter, number>;
+}
+
+interface Entry {
+  readonly device: NetDevice;
+  readonly socket: string;
+  readonly name: string;
+  readonly block: SharedArrayBuffer;
+  mac: string | undefined;
+}
+
+/** A MAC address in text, from its first four and last two bytes as little-endian words. */
+function macText(first: number, last: number): string {
+  const bytes = [first, first >> 8, first >> 16, first >> 24, last, last >> 8];
+  return bytes.map((byte) => (byte & 0xff).toString(16).padStart(2, '0')).join(':');
+}
+
+export class VhostSwitch {
+  readonly #options: VhostSwitchOptions;
+  readonly #pool: WindowPool;
+  /** by device number */
+  readonly #entries: (Entry | undefined)[] = [];
+  readonly #servers: VhostUserServer[] = [];
+  #lcore: LcoreThread | undefined;
+
+  private constructor(options: VhostSwitchOptions) {
+    this.#options = options;
+    const { kind, reason } = chooseWindowKind();
+    this.#pool = new WindowPool(kind);
+    if (reason !== undefined) options.log('warn', `guest memory is copied in TypeScript, which is slower: ${reason}`);
+  }
+
+  /** Starts the lcore and listens. Rejects, with nothing left behind, when a socket or a CPU cannot be had. */
+  static async start(options: VhostSwitchOptions): Promise<VhostSwitch> {
+    const running = new VhostSwitch(options);
+    try {
+      await running.#start();
+      return running;
+    } catch (error) {
+      await running.close();
+      throw error;
+    }
+  }
+
+  async #start(): Promise<void> {
+    const { config, poll, cpus, onFatal } = this.#options;
+    const events: LcoreEvents = {
+      onRegistered: (port, first, last) => this.#onRegistered(port, macText(first, last)),
+      onDuplicate: (port) =>
+        this.#options.print(
+          `DATA: (${port}) WARNING: This device is using an existing MAC address and has not been registered.`,
+        ),
+      onFault: (port, vring, fault) =>
+        this.#options.log('error', `${this.#entries[port]?.name}: vring ${vring} stopped: ${FAULTS[fault].text}`),
+    };
+    this.#lcore = await LcoreThread.start({ config, poll, cpus }, events, onFatal);
+    process.on('SIGBUS', this.#onSigbus);
+    for (const path of this.#options.sockets) this.#servers.push(this.#listen(path));
+  }
+
+  #listen(path: string): VhostUserServer {
+    const { socketMode, socketOwner, socketGroup, log } = this.#options;
+    return new VhostUserServer({
+      path,
+      mode: socketMode,
+      ...(socketOwner === undefined ? {} : { owner: socketOwner }),
+      ...(socketGroup === undefined ? {} : { group: socketGroup }),
+      log,
+      createDevice: (info) => this.#createDevice(info),
+    });
+  }
+
+  #createDevice(info: ConnectionInfo): NetDevice | undefined {
+    let id = 0;
+    while (this.#entries[id] !== undefined) id++;
+    if (id >= this.#options.config.maxPorts) return undefined;
+    const lcore = this.#lcore as LcoreThread;
+    info.name = `socket ${info.path}: device ${id}`;
+    const device = new NetDevice(id, this.#options.mergeable, this.#pool, lcore, {
+      onReady: () => this.#options.log('info', `${info.name}: ready`),
+      onStopped: () => this.#options.log('info', `${info.name}: stopped`),
+      onDestroyed: () => this.#onDestroyed(id),
+    });
+    const block = counterBlock(PORT_SLOTS);
+    this.#entries[id] = { device, socket: info.path, name: info.name, block, mac: undefined };
+    lcore.addPort(id, block).catch((error) => this.#options.onFatal(error));
+    this.#options.print(`DATA: (${id}) Device has been added to data core ${this.#options.lcore}`);
+    return device;
+  }
+
+  #onDestroyed(id: number): void {
+    this.#entries[id] = undefined;
+    this.#options.print(`DATA: (${id}) Device has been removed`);
+  }
+
+  #onRegistered(id: number, mac: string): void {
+    const entry = this.#entries[id];
+    if (entry === undefined) return;
+    entry.mac = mac;
+    this.#options.print(`DATA: (${id}) MAC_ADDRESS ${mac} and VLAN_TAG ${FIRST_VLAN_TAG + id} registered`);
+  }
+
+  /** A front end has cut off memory that the lcore was using: zero pages take its place, and the device goes. */
+  readonly #onSigbus = (): void => {
+    for (const entry of this.#entries) {
+      if (entry === undefined || !entry.device.coverTruncated()) continue;
+      this.#options.log('error', `${entry.name}: the front end truncated its memory: disconnected`);
+      for (const server of this.#servers) server.disconnect(entry.device);
+    }
+  };
+
+  /** The devices, by number. */
+  get devices(): DeviceInfo[] {
+    return this.#entries
+      .filter((entry) => entry !== undefined)
+      .map(({ device, socket, mac, block }) => ({
+        id: device.id,
+        socket,
+        mac,
+        counters: readCounters(PORT_SLOTS, block),
+      }));
+  }
+
+  /** Closes the sockets and their connections, and ends the lcore. */
+  async close(): Promise<void> {
+    await Promise.all(this.#servers.map((server) => server.close()));
+    await this.#lcore?.stop();
+    process.off('SIGBUS', this.#onSigbus);
+  }
+}

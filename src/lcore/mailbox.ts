@@ -1,0 +1,55 @@
+/**
+ * The mailbox between the main thread and an lcore: commands one way, answers and events the other.
+ *
+ * The lcore looks at one shared word a round; what a command carries comes through a MessagePort, which a polling thread can read
+ * without an event loop. An answer carries its command's number, the epoch: when it comes, the lcore has left every burst
+ * that it had begun before the command.
+ */
+import type { Chunk } from '../mem/address-map.ts';
+import type { WindowHandle } from '../mem/window.ts';
+import type { SwitchConfig } from '../switch/switch-config.ts';
+import type { VringConfig } from '../virtqueue/split-ring.ts';
+
+/** Words of the control block. */
+export const CONTROL_POSTED = 0;
+export const CONTROL_WORDS = 1;
+
+export type Command =
+  | { readonly type: 'addPort'; readonly port: number; readonly counters: SharedArrayBuffer }
+  | { readonly type: 'removePort'; readonly port: number }
+  | {
+      readonly type: 'setMemory';
+      readonly port: number;
+      readonly chunks: readonly Chunk[];
+      readonly windows: readonly WindowHandle[];
+    }
+  | { readonly type: 'startVring'; readonly port: number; readonly vring: number; readonly config: VringConfig }
+  | { readonly type: 'stopVring'; readonly port: number; readonly vring: number }
+  | { readonly type: 'enableVring'; readonly port: number; readonly vring: number; readonly enabled: boolean }
+  | { readonly type: 'setCall'; readonly port: number; readonly vring: number; readonly fd: number }
+  | { readonly type: 'stop' };
+
+/** Main to lcore. */
+export interface Letter {
+  readonly epoch: number;
+  readonly command: Command;
+}
+
+/** Lcore to main. */
+export type Report =
+  | { readonly type: 'ready' }
+  | { readonly type: 'done'; readonly epoch: number; readonly value?: number | undefined; readonly error?: string }
+  | { readonly type: 'registered' | 'duplicate'; readonly port: number; readonly first: number; readonly last: number }
+  | { readonly type: 'fault'; readonly port: number; readonly vring: number; readonly fault: number };
+
+/** What a worker is started with. */
+export interface LcoreSetup {
+  readonly control: SharedArrayBuffer;
+  readonly counters: SharedArrayBuffer;
+  /** eventfd that wakes the lcore; it stays the main thread's */
+  readonly wakeFd: number;
+  /** CPUs to run on, or none for any */
+  readonly cpus: readonly number[];
+  readonly poll: 'adaptive' | 'busy';
+  readonly config: SwitchConfig;
+}

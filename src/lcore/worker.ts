@@ -1,0 +1,136 @@
+/**
+ * The lcore's thread: polls while there is work, sleeps when there is none, and carries out commands in between.
+ */
+import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { LCORE_SLOTS } from '../stats/counters.ts';
+import { pinThread } from '../sys/affinity.ts';
+import { drain, Epoll } from '../sys/eventfd.ts';
+import { Lcore } from './lcore.ts';
+import { CONTROL_POSTED, type Command, type LcoreSetup, type Letter, type Report } from './mailbox.ts';
+
+/** Empty rounds between two looks at the clock, and how long they go on before the lcore sleeps. */
+const ROUNDS_PER_LOOK = 64;
+const IDLE_BEFORE_SLEEP_MS = 0.2;
+/** The longest sleep: the MAC table ages meanwhile. */
+const MAX_SLEEP_MS = 1000;
+/** Looks at the clock while busy: a burst takes a few microseconds. */
+const BUSY_ROUNDS_PER_LOOK = 4096;
+
+const setup = workerData as LcoreSetup;
+const mailbox = parentPort as MessagePort;
+const control = new Int32Array(setup.control);
+const counters = new Float64Array(setup.counters);
+const epoll = new Epoll();
+const report = (message: Report) => mailbox.postMessage(message);
+
+const lcore = new Lcore(setup.config, counters, {
+  onRegistered: (port, first, last) => report({ type: 'registered', port, first, last }),
+  onDuplicate: (port, first, last) => report({ type: 'duplicate', port, first, last }),
+  onFault: (port, vring, fault) => report({ type: 'fault', port, vring, fault }),
+});
+
+let stopping = false;
+let seen = 0;
+/** kick eventfds in the epoll set, by port and vring */
+const kicks = new Map<string, number>();
+
+function watchKick(port: number, vring: number, fd: number | undefined): void {
+  const key = `${port}/${vring}`;
+  const before = kicks.get(key);
+  if (before !== undefined) epoll.remove(before);
+  kicks.delete(key);
+  if (fd === undefined || fd < 0) return;
+  epoll.add(fd);
+  kicks.set(key, fd);
+}
+
+function carryOut(command: Command): number | undefined {
+  switch (command.type) {
+    case 'addPort':
+      lcore.addPort(command.port, command.counters);
+      return undefined;
+    case 'removePort':
+      lcore.removePort(command.port);
+      return undefined;
+    case 'setMemory':
+      lcore.setMemory(command.port, command.chunks, command.windows);
+      return undefined;
+    case 'startVring':
+      lcore.startVring(command.port, command.vring, command.config);
+      watchKick(command.port, command.vring, command.config.ring.kickFd);
+      return undefined;
+    case 'stopVring':
+      watchKick(command.port, command.vring, undefined);
+      return lcore.stopVring(command.port, command.vring);
+    case 'enableVring':
+      lcore.enableVring(command.port, command.vring, command.enabled);
+      return undefined;
+    case 'setCall':
+      lcore.setCall(command.port, command.vring, command.fd);
+      return undefined;
+    case 'stop':
+      stopping = true;
+      return undefined;
+  }
+}
+
+/** Carries out what has been posted. A command that fails is answered with the reason. */
+function readMail(): void {
+  seen = Atomics.load(control, CONTROL_POSTED);
+  for (let mail = receiveMessageOnPort(mailbox); mail !== undefined; mail = receiveMessageOnPort(mailbox)) {
+    const { epoch, command } = mail.message as Letter;
+    counters[LCORE_SLOTS.commands]++;
+    try {
+      report({ type: 'done', epoch, value: carryOut(command) });
+    } catch (error) {
+      report({ type: 'done', epoch, error: error instanceof Error ? error.message : String(error) });
+    }
+  }
+}
+
+let lastTick = -1;
+function tick(nowMs: number): void {
+  const now = Math.floor(nowMs / 1000);
+  if (now === lastTick) return;
+  lastTick = now;
+  lcore.tick(now);
+}
+
+/** Sleeps until a guest kicks, the main thread posts or `MAX_SLEEP_MS` have passed. */
+function sleep(): void {
+  if (lcore.prepareSleep() && Atomics.load(control, CONTROL_POSTED) === seen) {
+    counters[LCORE_SLOTS.sleeps]++;
+    epoll.wait(MAX_SLEEP_MS);
+    drain(setup.wakeFd);
+  }
+  lcore.wake();
+}
+
+function run(): void {
+  let idleSince = 0;
+  let empty = 0;
+  let rounds = 0;
+  while (!stopping) {
+    if (Atomics.load(control, CONTROL_POSTED) !== seen) readMail();
+    if (lcore.poll() > 0) {
+      empty = 0;
+      if (++rounds % BUSY_ROUNDS_PER_LOOK === 0) tick(performance.now());
+      continue;
+    }
+    if (++empty % ROUNDS_PER_LOOK !== 0) continue;
+    const now = performance.now();
+    tick(now);
+    if (empty === ROUNDS_PER_LOOK) idleSince = now;
+    if (setup.poll === 'adaptive' && now - idleSince >= IDLE_BEFORE_SLEEP_MS) {
+      sleep();
+      empty = 0;
+    }
+  }
+}
+
+if (setup.cpus.length > 0) pinThread(setup.cpus);
+epoll.add(setup.wakeFd);
+report({ type: 'ready' });
+run();
+epoll.close();
+mailbox.close();
