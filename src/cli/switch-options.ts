@@ -1,0 +1,307 @@
+/**
+ * The options of the switch itself: those of DPDK's vhost sample, past and present, with their names, ranges, defaults and conflicts,
+ * and our own. Options whose machinery comes with a later version are checked like the others and then refused.
+ */
+import { normalize } from 'node:path';
+import { ConfigError } from '../errors.ts';
+import {
+  allValues,
+  choice,
+  FLAG,
+  type Given,
+  givenValue,
+  hexMask,
+  integer,
+  ON_OFF,
+  type Option,
+  type ValueType,
+  valueOrDefault,
+} from './options.ts';
+
+/** What the options of the switch say, defaults included. */
+export interface SwitchSettings {
+  /** Paths of the sockets to listen on, at least one, each once. */
+  readonly sockets: readonly string[];
+  /** 0: guests reach each other through an uplink only; 1: the switch forwards between them. */
+  readonly vm2vm: 0 | 1;
+  readonly mergeable: boolean;
+  readonly learning: 'dynamic' | 'first';
+  readonly poll: 'adaptive' | 'busy';
+  /** Seconds between two tables of statistics, 0 = none; up to 2^31 - 1, more than a timer holds. */
+  readonly statsSeconds: number;
+  /** Stop after so many seconds, 0 = never. */
+  readonly seconds: number;
+  /** Seconds after which an address not seen again is forgotten, 0 = never. */
+  readonly macAgeing: number;
+  /** Addresses the table holds. */
+  readonly macTableSize: number;
+  /** Addresses one device may have in the table. */
+  readonly macLimit: number;
+  /** Permission bits of the sockets. */
+  readonly socketMode: number;
+  /** Name or number of the sockets' owner; absent = unchanged. */
+  readonly socketOwner?: string | number;
+  /** Name or number of the sockets' group; absent = unchanged. */
+  readonly socketGroup?: string | number;
+  readonly maxDevices: number;
+}
+
+const INT32_MAX = 2147483647;
+/** What a timer counting milliseconds in 31 bits holds. */
+const MAX_TIMER_SECONDS = 2147483;
+/** sun_path of sockaddr_un, less the final zero. */
+const MAX_SOCKET_PATH = 107;
+const MAX_MACS = 1048576;
+const MAX_PORTS = 32;
+
+const SOCKET_PATH: ValueType<string> = {
+  range: `a path of 1 to ${MAX_SOCKET_PATH} bytes`,
+  parse: (text) => {
+    const length = Buffer.byteLength(text);
+    return length >= 1 && length <= MAX_SOCKET_PATH ? text : undefined;
+  },
+};
+
+const DESC_COUNT: ValueType<number> = {
+  range: '0..4096, a power of two or 0',
+  parse: (text) => {
+    const count = integer(0, 4096).parse(text);
+    return count === undefined || (count & (count - 1)) !== 0 ? undefined : count;
+  },
+};
+
+const FILE_MODE: ValueType<number> = {
+  range: 'octal 0..0777',
+  parse: (text) => (/^0*[0-7]{1,3}$/.test(text) ? Number.parseInt(text, 8) : undefined),
+};
+
+const ACCOUNT: ValueType<string | number> = {
+  range: 'a name or a number below 4294967295',
+  parse: (text) => (/^\d*$/.test(text) ? integer(0, 4294967294).parse(text) : text),
+};
+
+const DMA_LIST: ValueType<string> = {
+  range: '[txdN@DEVICE,rxdN@DEVICE,...] with the brackets',
+  parse: (text) => (/^\[[tr]xd\d+@[^,@\]]+(?:,[tr]xd\d+@[^,@\]]+)*\]$/.test(text) ? text : undefined),
+};
+
+const UPLINKS_LATER = 'uplink ports are not in this version yet';
+const NEEDS_UPLINK = 'no effect without an uplink';
+const NEEDS_ZERO_COPY = 'no effect without --zero-copy 1';
+const OFFLOADS_LATER = 'offloads are not in this version yet';
+
+/** A row with a value and a default. */
+function setting<T>(long: string, value: string, type: ValueType<T>, fallback: string, help: string) {
+  return { long, value, type, default: fallback, help };
+}
+
+/** The options of the switch, in the order of the help. */
+export const SWITCH = {
+  socketFile: {
+    long: 'socket-file',
+    value: 'PATH',
+    type: SOCKET_PATH,
+    repeats: true,
+    help: 'socket to listen on, in place of the one of --dev-basename; each takes any number of guests',
+  },
+  devBasename: setting(
+    'dev-basename',
+    'NAME',
+    SOCKET_PATH,
+    'vhost-net',
+    'name of the socket to create in the current directory',
+  ),
+  devIndex: {
+    long: 'dev-index',
+    value: 'INDEX',
+    type: integer(0, INT32_MAX),
+    help: 'number after the name of the character device (later version); a socket does not carry it',
+    note: 'names the character device only, which comes with a later version; the name of the socket does not change',
+  },
+  socketMode: setting('socket-mode', 'MODE', FILE_MODE, '0660', 'permissions of the sockets'),
+  socketOwner: { long: 'socket-owner', value: 'USER|UID', type: ACCOUNT, help: 'owner of the sockets' },
+  socketGroup: { long: 'socket-group', value: 'GROUP|GID', type: ACCOUNT, help: 'group of the sockets' },
+  client: {
+    long: 'client',
+    type: FLAG,
+    help: 'connect to sockets that QEMU listens on',
+    later: 'client mode is not in this version yet; leave --client out and let QEMU connect (server=off)',
+  },
+  maxDevices: setting('max-devices', 'COUNT', integer(1, 1024), '64', 'devices at most'),
+  vm2vm: {
+    ...setting(
+      'vm2vm',
+      'MODE',
+      integer(0, 2),
+      '1',
+      'switching between guests: 0 = off, 1 = software, 2 = hardware, by the uplink',
+    ),
+    laterValue: '2',
+    later: `${UPLINKS_LATER}, and hardware switching needs one; use --vm2vm 1 (software) or --vm2vm 0 (off)`,
+  },
+  learning: setting(
+    'learning',
+    'HOW',
+    choice('dynamic', 'first'),
+    'dynamic',
+    'dynamic = like a bridge, with ageing and flooding; first = like the sample, the first MAC address of a device for good',
+  ),
+  macAgeing: setting(
+    'mac-ageing',
+    'SECONDS',
+    integer(0, 1000000),
+    '300',
+    'forget an address not seen for so long; 0 = never',
+  ),
+  macTableSize: setting('mac-table-size', 'COUNT', integer(1, MAX_MACS), '8192', 'addresses to learn at most'),
+  macLimit: setting('mac-limit', 'COUNT', integer(1, MAX_MACS), '1024', 'addresses to learn from one device at most'),
+  mergeable: setting('mergeable', '0|1', ON_OFF, '0', 'mergeable receive buffers, for jumbo frames'),
+  poll: setting(
+    'poll',
+    'HOW',
+    choice('adaptive', 'busy'),
+    'adaptive',
+    'adaptive = sleep when idle; busy = never sleep',
+  ),
+  stats: setting('stats', 'SECONDS', integer(0, INT32_MAX), '0', 'print statistics at this interval; 0 = never'),
+  seconds: setting('seconds', 'SECONDS', integer(0, MAX_TIMER_SECONDS), '0', 'stop after so long; 0 = at Ctrl-C'),
+  portMask: {
+    short: 'p',
+    value: 'PORTMASK',
+    type: hexMask(MAX_PORTS),
+    help: 'port to use as the uplink',
+    later: `${UPLINKS_LATER}; leave -p out to switch between guests only`,
+  },
+  promiscuous: {
+    short: 'P',
+    type: FLAG,
+    help: 'uplink in promiscuous mode',
+    later: `${UPLINKS_LATER}; leave -P out to switch between guests only`,
+  },
+  vlanStrip: {
+    ...setting('vlan-strip', '0|1', ON_OFF, '1', 'strip the VLAN tags of frames from the uplink'),
+    laterValue: '0',
+    later: `${UPLINKS_LATER}, and only their frames carry the tags; leave --vlan-strip out`,
+  },
+  rxRetry: {
+    ...setting('rx-retry', '0|1', ON_OFF, '1', 'retry when the receive queue of a guest is full'),
+    note: NEEDS_UPLINK,
+  },
+  rxRetryNum: {
+    ...setting('rx-retry-num', 'COUNT', integer(0, INT32_MAX), '4', 'retries of a burst'),
+    note: NEEDS_UPLINK,
+  },
+  rxRetryDelay: {
+    ...setting('rx-retry-delay', 'USEC', integer(0, INT32_MAX), '15', 'time between retries'),
+    note: NEEDS_UPLINK,
+  },
+  txCsum: {
+    ...setting('tx-csum', '0|1', ON_OFF, '0', 'let guests leave checksums to the switch'),
+    laterValue: '1',
+    later: `${OFFLOADS_LATER}; leave --tx-csum out`,
+  },
+  tso: {
+    ...setting('tso', '0|1', ON_OFF, '0', 'let guests leave TCP segmentation to the switch'),
+    laterValue: '1',
+    later: `${OFFLOADS_LATER}; leave --tso out`,
+  },
+  zeroCopy: {
+    ...setting(
+      'zero-copy',
+      '0|1',
+      ON_OFF,
+      '0',
+      'zero copy between guests and the uplink; not with --vm2vm 1 or --mergeable 1',
+    ),
+    laterValue: '1',
+    later: 'zero copy is not in this version yet; leave --zero-copy out, packets between guests are copied once',
+  },
+  rxDescNum: {
+    ...setting('rx-desc-num', 'COUNT', DESC_COUNT, '32', 'receive descriptors of the uplink, with zero copy'),
+    note: NEEDS_ZERO_COPY,
+  },
+  txDescNum: {
+    ...setting('tx-desc-num', 'COUNT', DESC_COUNT, '64', 'transmit descriptors of the uplink, with zero copy'),
+    note: NEEDS_ZERO_COPY,
+  },
+  dmas: {
+    long: 'dmas',
+    value: 'LIST',
+    type: DMA_LIST,
+    help: 'DMA devices to copy packets with',
+    later: 'copying by DMA devices is not in this version yet; leave --dmas out, the CPU copies',
+  },
+  totalNumMbufs: {
+    ...setting('total-num-mbufs', 'COUNT', integer(0, INT32_MAX), '147456', 'accepted without effect'),
+    note: 'no effect: there is no pool of packet buffers to size',
+  },
+  builtinNetDriver: {
+    long: 'builtin-net-driver',
+    type: FLAG,
+    help: 'accepted without effect',
+    note: 'no effect: there is one driver only',
+  },
+  nbDevices: {
+    long: 'nb-devices',
+    value: 'COUNT',
+    type: integer(0, INT32_MAX),
+    help: 'accepted without effect',
+    note: 'no effect; --max-devices sets the number of devices',
+  },
+} satisfies Record<string, Option>;
+
+/** What the options of the switch among `given` say. Throws ConfigError for values that contradict each other. */
+export function resolveSwitch(given: readonly Given[]): SwitchSettings {
+  checkPorts(given);
+  checkZeroCopy(given);
+  const owner = givenValue(given, SWITCH.socketOwner);
+  const group = givenValue(given, SWITCH.socketGroup);
+  return {
+    sockets: socketPaths(given),
+    vm2vm: valueOrDefault(given, SWITCH.vm2vm) === 0 ? 0 : 1,
+    mergeable: valueOrDefault(given, SWITCH.mergeable),
+    learning: valueOrDefault(given, SWITCH.learning),
+    poll: valueOrDefault(given, SWITCH.poll),
+    statsSeconds: valueOrDefault(given, SWITCH.stats),
+    seconds: valueOrDefault(given, SWITCH.seconds),
+    macAgeing: valueOrDefault(given, SWITCH.macAgeing),
+    macTableSize: valueOrDefault(given, SWITCH.macTableSize),
+    macLimit: valueOrDefault(given, SWITCH.macLimit),
+    socketMode: valueOrDefault(given, SWITCH.socketMode),
+    ...(owner === undefined ? {} : { socketOwner: owner }),
+    ...(group === undefined ? {} : { socketGroup: group }),
+    maxDevices: valueOrDefault(given, SWITCH.maxDevices),
+  };
+}
+
+function checkPorts(given: readonly Given[]): void {
+  const ports = givenValue(given, SWITCH.portMask);
+  if (ports !== undefined && ports.length > 1) {
+    const problem = `${ports.length} ports are enabled, but only 1 port can be enabled`;
+    throw new ConfigError('CONFIG_INVALID_VALUE', '-p', problem, { range: 'one port' });
+  }
+}
+
+function checkZeroCopy(given: readonly Given[]): void {
+  if (!valueOrDefault(given, SWITCH.zeroCopy)) return;
+  if (valueOrDefault(given, SWITCH.vm2vm) === 1) {
+    const problem = 'not with software switching between guests; use --vm2vm 2 (hardware) or --vm2vm 0 (off)';
+    throw new ConfigError('CONFIG_CONFLICT', '--zero-copy', problem, { value: '1' });
+  }
+  if (valueOrDefault(given, SWITCH.mergeable)) {
+    const problem = 'not with jumbo frames; use --mergeable 0';
+    throw new ConfigError('CONFIG_CONFLICT', '--zero-copy', problem, { value: '1' });
+  }
+}
+
+function socketPaths(given: readonly Given[]): string[] {
+  const files = allValues(given, SWITCH.socketFile);
+  const basename = givenValue(given, SWITCH.devBasename);
+  const paths = [...files];
+  if (basename !== undefined || files.length === 0) paths.unshift(valueOrDefault(given, SWITCH.devBasename));
+  paths.forEach((path, at) => {
+    const twice = paths.findIndex((other) => normalize(other) === normalize(path)) !== at;
+    if (twice) throw new ConfigError('CONFIG_CONFLICT', '--socket-file', `the socket ${path} is given twice`);
+  });
+  return paths;
+}

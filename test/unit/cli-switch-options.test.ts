@@ -1,0 +1,285 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import fc from 'fast-check';
+import { parseCommandLine } from '../../src/cli/command-line.ts';
+import type { ConfigError } from '../../src/errors.ts';
+
+const app = (...args: string[]) => parseCommandLine(['--', ...args]);
+const words = (line: string) => line.split(' ');
+const fails = (code: ConfigError['code'], message: RegExp, ...args: string[]) =>
+  assert.throws(() => app(...args), { code, message });
+
+const DEFAULTS = {
+  help: false,
+  version: false,
+  showVersion: false,
+  ignored: [],
+  notes: [],
+  sockets: ['vhost-net'],
+  vm2vm: 1,
+  mergeable: false,
+  learning: 'dynamic',
+  poll: 'adaptive',
+  statsSeconds: 0,
+  seconds: 0,
+  macAgeing: 300,
+  macTableSize: 8192,
+  macLimit: 1024,
+  socketMode: 0o660,
+  maxDevices: 64,
+};
+
+test('command line: nothing given gives the defaults', () => {
+  assert.deepEqual(parseCommandLine([]), DEFAULTS);
+  assert.deepEqual(parseCommandLine(['--']), DEFAULTS);
+});
+
+test("command line: the document's own lines are understood, and refused for their uplink only", () => {
+  const document = '-c f -n 4 --huge-dir / mnt/huge -- -p 0x1 --dev-basename usvhost';
+  for (const line of [document, `${document} --dev-index 1`]) {
+    assert.throws(() => parseCommandLine(words(line)), { code: 'CONFIG_NOT_YET', option: '-p' });
+    const parsed = parseCommandLine(words(line.replace('-p 0x1 ', '')));
+    assert.deepEqual(parsed.sockets, ['usvhost']);
+    assert.deepEqual(parsed.ignored, ['-n 4', '--huge-dir /', 'mnt/huge']);
+    assert.deepEqual([parsed.cores?.main.lcore, parsed.cores?.worker.lcore], [0, 1]);
+    assert.equal(parsed.notes.length, line.includes('--dev-index') ? 2 : 1);
+  }
+});
+
+test("command line: the document's parameters take the values the document lists", () => {
+  const line = (rest: string) => parseCommandLine(words(`-c f -n 4 --huge-dir /mnt/huge -- ${rest}`));
+  assert.deepEqual([line('--vm2vm 0').vm2vm, line('--vm2vm 1').vm2vm], [0, 1]);
+  assert.deepEqual([line('--mergeable 0').mergeable, line('--mergeable 1').mergeable], [false, true]);
+  assert.deepEqual([line('--stats 0').statsSeconds, line('--stats 9').statsSeconds], [0, 9]);
+  line('--rx-retry 0');
+  line('--rx-retry 1 --rx-retry-num 5');
+  line('--rx-retry 1 --rx-retry-delay 20');
+  line('--zero-copy 0');
+  line('--vlan-strip 1');
+  assert.throws(() => line('--vm2vm 2'), { code: 'CONFIG_NOT_YET' });
+  assert.throws(() => line('--vlan-strip 0'), { code: 'CONFIG_NOT_YET' });
+  assert.throws(() => line('--zero-copy 1 --rx-desc-num 64'), { code: 'CONFIG_CONFLICT' });
+  assert.throws(() => line('--zero-copy 1 --tx-desc-num 64'), { code: 'CONFIG_CONFLICT' });
+});
+
+test('command line: without -- the options of both kinds may be mixed', () => {
+  const parsed = parseCommandLine(words('--socket-file a -l 0-1 --stat 5 -n 4'));
+  assert.deepEqual(
+    [parsed.sockets, parsed.statsSeconds, parsed.cores?.worker.lcore, parsed.ignored],
+    [['a'], 5, 1, ['-n 4']],
+  );
+  assert.throws(() => parseCommandLine(['--socket', 'a']), {
+    code: 'CONFIG_AMBIGUOUS_OPTION',
+    message: /--socket-limit, --socket-mem, --socket-file, --socket-mode, --socket-owner, --socket-group$/,
+  });
+  assert.throws(() => parseCommandLine(['--vm', '1']), { code: 'CONFIG_AMBIGUOUS_OPTION' });
+  assert.throws(() => parseCommandLine(['usvhost']), { code: 'CONFIG_UNEXPECTED_WORD', option: 'usvhost' });
+});
+
+test('command line: with -- each kind stays on its side', () => {
+  assert.throws(
+    () => parseCommandLine(words('--socket-file a --')),
+    /^ConfigError: --socket-file: belongs to the right of --$/,
+  );
+  fails('CONFIG_UNKNOWN_OPTION', /^-l: belongs to the left of --$/, '-l', '0');
+  fails('CONFIG_UNKNOWN_OPTION', /^--socket-mem: belongs to the left of --$/, '--socket-mem', '1');
+  fails('CONFIG_UNEXPECTED_WORD', /^usvhost: belongs to no option$/, 'usvhost');
+  fails('CONFIG_UNEXPECTED_WORD', /^--: /, '--');
+  assert.throws(() => parseCommandLine(['--huge-dir', '--', '--mergeable', '1']), { code: 'CONFIG_MISSING_VALUE' });
+  assert.equal(app('--help').help, true);
+  assert.equal(app('-h').help, true);
+});
+
+test('command line: help and version win over contradictions and refusals', () => {
+  assert.deepEqual(app('-p', '1', '--help'), { ...DEFAULTS, help: true });
+  assert.deepEqual(app('--version', '--zero-copy', '1'), { ...DEFAULTS, version: true });
+});
+
+test('switch options: abbreviations work as with getopt_long', () => {
+  assert.equal(app('--mer=1').mergeable, true);
+  assert.equal(app('--vm=0').vm2vm, 0);
+});
+
+test('switch options: an unknown option names the nearest', () => {
+  fails('CONFIG_UNKNOWN_OPTION', /^--mergable: unknown option; the nearest is --mergeable$/, '--mergable', '1');
+  fails('CONFIG_UNKNOWN_OPTION', /the nearest is --rx-retry$/, '--rx_retry', '1');
+});
+
+test('switch options: sockets come from --socket-file, and from --dev-basename when it is given', () => {
+  assert.deepEqual(app('--dev-basename', 'usvhost-longer-than-nine').sockets, ['usvhost-longer-than-nine']);
+  assert.deepEqual(app('--socket-file', 'b', '--socket-file=a').sockets, ['b', 'a']);
+  assert.deepEqual(app('--socket-file', 'b', '--dev-basename', 'c').sockets, ['c', 'b']);
+  fails('CONFIG_CONFLICT', /the socket \.\/a is given twice/, '--socket-file', 'a', '--socket-file', './a');
+  assert.deepEqual(app('--socket-file', 'ü'.repeat(53)).sockets, ['ü'.repeat(53)]);
+  for (const path of ['', 'a'.repeat(108), 'ü'.repeat(54)])
+    fails('CONFIG_INVALID_VALUE', /1 to 107 bytes/, '--socket-file', path);
+});
+
+test('switch options: the index of a device names the character device only', () => {
+  const { sockets, notes } = app('--dev-basename', 'usvhost', '--dev-index', '1');
+  assert.deepEqual(sockets, ['usvhost']);
+  assert.match(notes.join(), /^--dev-index 1: names the character device only/);
+});
+
+/** Option, lowest and highest value, and the values next to them that are refused. */
+const RANGES: readonly (readonly [string, number, number])[] = [
+  ['--vm2vm', 0, 1],
+  ['--rx-retry', 0, 1],
+  ['--rx-retry-num', 0, 2147483647],
+  ['--rx-retry-delay', 0, 2147483647],
+  ['--mergeable', 0, 1],
+  ['--stats', 0, 2147483647],
+  ['--seconds', 0, 2147483],
+  ['--dev-index', 0, 2147483647],
+  ['--nb-devices', 0, 2147483647],
+  ['--total-num-mbufs', 0, 2147483647],
+  ['--mac-ageing', 0, 1000000],
+  ['--mac-table-size', 1, 1048576],
+  ['--mac-limit', 1, 1048576],
+  ['--max-devices', 1, 1024],
+  ['--rx-desc-num', 0, 4096],
+  ['--tx-desc-num', 0, 4096],
+];
+
+for (const [name, min, max] of RANGES) {
+  test(`switch options: ${name} takes ${min} to ${max} and nothing beyond`, () => {
+    app(name, `${min}`);
+    app(name, `${max}`);
+    const beyond = name === '--vm2vm' ? 3 : max + 1;
+    for (const value of [`${min - 1}`, `${beyond}`, 'x', '', '0x1', '1.5']) {
+      fails('CONFIG_INVALID_VALUE', RegExp(`^${name}: invalid`), name, value);
+    }
+  });
+}
+
+test('switch options: the range errors name the range', () => {
+  assert.throws(() => app('--max-devices', '0'), { range: '1..1024', option: '--max-devices' });
+  fails('CONFIG_INVALID_VALUE', /^--vm2vm: invalid mode "3"; valid: 0\.\.2$/, '--vm2vm', '3');
+  fails('CONFIG_INVALID_VALUE', /^--mergeable: invalid value "2"; valid: 0\|1$/, '--mergeable', '2');
+});
+
+test('switch options: descriptor numbers are powers of two', () => {
+  for (const name of ['--rx-desc-num', '--tx-desc-num']) {
+    for (const count of [0, 1, 2, 64, 4096])
+      assert.match(app(name, `${count}`).notes[0], /no effect without --zero-copy 1$/);
+    for (const count of [3, 63, 4095, 8192]) fails('CONFIG_INVALID_VALUE', /power of two/, name, `${count}`);
+  }
+});
+
+test('switch options: socket permissions are octal, owners names or numbers', () => {
+  const parsed = app(...words('--socket-mode 0600 --socket-owner libvirt-qemu --socket-group 64055'));
+  assert.deepEqual([parsed.socketMode, parsed.socketOwner, parsed.socketGroup], [0o600, 'libvirt-qemu', 64055]);
+  assert.deepEqual([app('--socket-mode', '0').socketMode, app('--socket-mode', '777').socketMode], [0, 0o777]);
+  for (const mode of ['', '8', '1000', '0o660', 'rw']) fails('CONFIG_INVALID_VALUE', /octal/, '--socket-mode', mode);
+  assert.equal(app('--socket-owner', '4294967294').socketOwner, 4294967294);
+  for (const owner of ['', '4294967295']) fails('CONFIG_INVALID_VALUE', /--socket-owner/, '--socket-owner', owner);
+});
+
+test('switch options: choices take their words only', () => {
+  assert.deepEqual([app('--learning', 'first').learning, app('--poll', 'busy').poll], ['first', 'busy']);
+  fails('CONFIG_INVALID_VALUE', /valid: dynamic\|first$/, '--learning', 'last');
+  fails('CONFIG_INVALID_VALUE', /valid: adaptive\|busy$/, '--poll', '');
+});
+
+test('switch options: a portmask has one port', () => {
+  for (const mask of ['0', '', '0x', 'xyz', '100000000'])
+    fails('CONFIG_INVALID_VALUE', /^-p: invalid portmask/, '-p', mask);
+  fails('CONFIG_INVALID_VALUE', /^-p: 2 ports are enabled, but only 1 port can be enabled$/, '-p', '0x3');
+});
+
+test('switch options: zero copy contradicts software switching and mergeable buffers', () => {
+  fails('CONFIG_CONFLICT', /^--zero-copy 1: .*use --vm2vm 2 \(hardware\) or --vm2vm 0/, '--zero-copy', '1');
+  fails('CONFIG_CONFLICT', /^--zero-copy 1: .*use --mergeable 0/, ...words('--zero-copy 1 --vm2vm 0 --mergeable 1'));
+  fails('CONFIG_CONFLICT', /--mergeable 0/, ...words('--zero-copy 1 --vm2vm 2 --mergeable 1'));
+});
+
+test('switch options: range errors come before contradictions, and contradictions before refusals', () => {
+  fails('CONFIG_INVALID_VALUE', /--stats/, ...words('-p 0x1 --zero-copy 1 --stats x'));
+  fails('CONFIG_CONFLICT', /--zero-copy/, ...words('-p 0x1 --zero-copy 1'));
+});
+
+const REFUSALS: Readonly<Record<string, string>> = {
+  '-p 0x1': 'uplink ports are not in this version yet; leave -p out to switch between guests only',
+  '-P': 'uplink ports are not in this version yet; leave -P out to switch between guests only',
+  '--vm2vm 2':
+    'uplink ports are not in this version yet, and hardware switching needs one; use --vm2vm 1 (software) or --vm2vm 0 (off)',
+  '--vlan-strip 0':
+    'uplink ports are not in this version yet, and only their frames carry the tags; leave --vlan-strip out',
+  '--client': 'client mode is not in this version yet; leave --client out and let QEMU connect (server=off)',
+  '--tx-csum 1': 'offloads are not in this version yet; leave --tx-csum out',
+  '--tso 1': 'offloads are not in this version yet; leave --tso out',
+  '--dmas [txd0@00:04.0,rxd0@00:04.2]':
+    'copying by DMA devices is not in this version yet; leave --dmas out, the CPU copies',
+};
+
+for (const [line, says] of Object.entries(REFUSALS)) {
+  test(`switch options: ${line} is refused with what to do instead`, () => {
+    assert.throws(() => app(...words(line)), { code: 'CONFIG_NOT_YET', message: `${line}: ${says}` });
+  });
+}
+
+test('switch options: zero copy without a contradiction is refused as not there yet', () => {
+  const message =
+    '--zero-copy 1: zero copy is not in this version yet; leave --zero-copy out, packets between guests are copied once';
+  assert.throws(() => app(...words('--zero-copy 1 --vm2vm 0')), { code: 'CONFIG_NOT_YET', message });
+});
+
+test('switch options: only the value that counts is refused', () => {
+  assert.equal(app(...words('--vm2vm 2 --vm2vm 0')).vm2vm, 0);
+  app(...words('--tx-csum 0 --tso 0 --vlan-strip 1 --zero-copy 0'));
+});
+
+test('switch options: DMA lists are checked before they are refused', () => {
+  for (const list of ['txd0@00:04.0', '[]', '[txd@1]', '[foo0@1]', '[txd0@1,]'])
+    fails('CONFIG_INVALID_VALUE', /--dmas/, '--dmas', list);
+});
+
+test('switch options: options without effect are accepted with a note', () => {
+  const line =
+    '--rx-retry 1 --rx-retry-num 5 --rx-retry-delay 20 --total-num-mbufs 9 --builtin-net-driver --nb-devices 4';
+  assert.deepEqual(app(...words(line)).notes, [
+    '--rx-retry 1: no effect without an uplink',
+    '--rx-retry-num 5: no effect without an uplink',
+    '--rx-retry-delay 20: no effect without an uplink',
+    '--total-num-mbufs 9: no effect: there is no pool of packet buffers to size',
+    '--builtin-net-driver: no effect: there is one driver only',
+    '--nb-devices 4: no effect; --max-devices sets the number of devices',
+  ]);
+});
+
+/** A result field with the option that sets it and the values it may have, written as text by `write`. */
+const FIELDS: Readonly<Record<string, readonly [string, fc.Arbitrary<unknown>, ((value: never) => string)?]>> = {
+  vm2vm: ['--vm2vm', fc.constantFrom(0, 1)],
+  mergeable: ['--mergeable', fc.boolean(), (on: boolean) => (on ? '1' : '0')],
+  learning: ['--learning', fc.constantFrom('dynamic', 'first')],
+  poll: ['--poll', fc.constantFrom('adaptive', 'busy')],
+  statsSeconds: ['--stats', fc.nat()],
+  seconds: ['--seconds', fc.nat(2147483)],
+  macAgeing: ['--mac-ageing', fc.nat(1000000)],
+  macTableSize: ['--mac-table-size', fc.integer({ min: 1, max: 1048576 })],
+  macLimit: ['--mac-limit', fc.integer({ min: 1, max: 1048576 })],
+  socketMode: ['--socket-mode', fc.nat(0o777), (mode: number) => `0${mode.toString(8)}`],
+  socketOwner: ['--socket-owner', fc.oneof(fc.nat(), fc.stringMatching(/^[a-z_][a-z0-9_-]{0,30}$/))],
+  socketGroup: ['--socket-group', fc.oneof(fc.nat(), fc.stringMatching(/^[a-z_][a-z0-9_-]{0,30}$/))],
+  maxDevices: ['--max-devices', fc.integer({ min: 1, max: 1024 })],
+  sockets: ['--socket-file', fc.uniqueArray(fc.stringMatching(/^[\w/=-]{1,107}$/), { minLength: 1, maxLength: 4 })],
+};
+
+const given = fc.record(Object.fromEntries(Object.entries(FIELDS).map(([field, [, values]]) => [field, values])), {
+  requiredKeys: [],
+});
+
+test('command line: any set of options, written out and parsed, gives the same values', () => {
+  fc.assert(
+    fc.property(given, fc.infiniteStream(fc.boolean()), fc.boolean(), (settings, joined, dashes) => {
+      const args = Object.entries(settings).flatMap(([field, value]) => {
+        const [name, , write = String] = FIELDS[field];
+        const texts = [value].flat().map(write as (value: unknown) => string);
+        return texts.flatMap((text) => (joined.next().value || text === '--' ? [`${name}=${text}`] : [name, text]));
+      });
+      const paths = (settings.sockets ?? []) as string[];
+      fc.pre(new Set(paths.map((path) => path.replace(/\/+/g, '/'))).size === paths.length);
+      assert.deepEqual(parseCommandLine(dashes ? ['--', ...args] : args), { ...DEFAULTS, ...settings });
+    }),
+  );
+});
