@@ -19,56 +19,59 @@ export interface Chunk {
 const TWO_32 = 2 ** 32;
 
 export class AddressMap {
-  readonly #n: number;
-  readonly #hi: Int32Array;
-  readonly #lo: Int32Array;
-  readonly #reach: Int32Array;
-  readonly #window: Int32Array;
-  readonly #off: Int32Array;
-  #last = 0;
+  readonly #chunks: readonly Chunk[];
+  /**
+   * The chunk at hand, as flat numbers that hot loops keep in registers: guest addresses whose upper half is `hi` lie in it from
+   * `lo` on, for `reach` bytes, and in `window` at `base` plus their distance from `lo`. The halves are int32.
+   */
+  hi = 0;
+  lo = 0;
+  reach = 0;
+  window = 0;
+  base = 0;
 
   /** `chunks` in any order; none crosses a multiple of 4 GiB with its first address, each reach is below 2³¹. */
   constructor(chunks: readonly Chunk[]) {
-    this.#n = chunks.length;
-    this.#hi = Int32Array.from(chunks, (c) => Math.floor(c.guestAddr / TWO_32));
-    this.#lo = Int32Array.from(chunks, (c) => c.guestAddr % TWO_32);
-    this.#reach = Int32Array.from(chunks, (c) => c.reach);
-    this.#window = Int32Array.from(chunks, (c) => c.window);
-    this.#off = Int32Array.from(chunks, (c) => c.windowOff);
+    this.#chunks = chunks;
+    if (chunks.length > 0) this.#take(chunks[0]);
   }
 
-  /**
-   * The chunk that holds all `len` bytes from the address on, or −1. `lo` and `hi` are the address's halves as int32,
-   * `len` is an unsigned 32-bit number as int32 or not.
-   */
-  find(lo: number, hi: number, len: number): number {
-    const last = this.#last;
-    if (last < this.#n && this.#holds(last, lo, hi, len)) return last;
-    for (let i = 0; i < this.#n; i++) {
-      if (this.#holds(i, lo, hi, len)) {
-        this.#last = i;
-        return i;
-      }
+  /** True if the chunk at hand holds all `len` bytes (int32 ≥ 0) from the address on. Hot loops write this out. */
+  holds(lo: number, hi: number, len: number): boolean {
+    return hi === this.hi && ((lo - this.lo) >>> 0) + len <= this.reach;
+  }
+
+  /** Where in its window an address lies that the chunk at hand holds. */
+  offset(lo: number): number {
+    return (this.base + (lo - this.lo)) | 0;
+  }
+
+  /** Bytes that the chunk at hand holds from the address on. */
+  left(lo: number): number {
+    return this.reach - ((lo - this.lo) >>> 0);
+  }
+
+  /** Takes the chunk in hand that holds all `len` bytes from the address on. @returns false if there is none */
+  select(lo: number, hi: number, len: number): boolean {
+    if (len < 0) return false;
+    if (this.holds(lo, hi, len)) return true;
+    const addr = (hi >>> 0) * TWO_32 + (lo >>> 0);
+    for (const chunk of this.#chunks) {
+      const distance = addr - chunk.guestAddr;
+      const sameHalf = Math.floor(chunk.guestAddr / TWO_32) === hi >>> 0;
+      if (!sameHalf || distance < 0 || distance + len > chunk.reach) continue;
+      this.#take(chunk);
+      return true;
     }
-    return -1;
+    return false;
   }
 
-  #holds(i: number, lo: number, hi: number, len: number): boolean {
-    return this.#hi[i] === hi && ((lo - this.#lo[i]) >>> 0) + (len >>> 0) <= this.#reach[i];
-  }
-
-  /** Bytes that chunk `i` holds from the address on. */
-  left(i: number, lo: number): number {
-    return this.#reach[i] - ((lo - this.#lo[i]) >>> 0);
-  }
-
-  /** The window of chunk `i`. */
-  window(i: number): number {
-    return this.#window[i];
-  }
-
-  /** Where in chunk `i`'s window an address lies that `find` has put there. */
-  offset(i: number, lo: number): number {
-    return (this.#off[i] + (lo - this.#lo[i])) | 0;
+  #take(chunk: Chunk): void {
+    this.hi = Math.floor(chunk.guestAddr / TWO_32) | 0;
+    this.lo = (chunk.guestAddr % TWO_32) | 0;
+    // Not past the half's end: there lo − this.lo would begin anew, and a low address would seem to lie in a chunk that goes on there.
+    this.reach = Math.min(chunk.reach, TWO_32 - (chunk.guestAddr % TWO_32));
+    this.window = chunk.window;
+    this.base = chunk.windowOff;
   }
 }

@@ -172,7 +172,19 @@ export class GuestMemory {
     );
     if (i < 0) return undefined;
     const [detached] = this.#regions.splice(i, 1);
-    return () => this.#close(detached);
+    return () => {
+      this.#close(detached);
+      for (const { window } of detached.mappings) this.#releaseIfEmpty(window);
+    };
+  }
+
+  /** Gives a window back in which nothing is mapped any more: adding and removing regions must not use up address space. */
+  #releaseIfEmpty(window: WindowHandle): void {
+    const at = this.#windows.indexOf(window);
+    if (at < 0 || this.#regions.some(({ mappings }) => mappings.some((m) => m.window === window))) return;
+    this.#windows.splice(at, 1);
+    if (this.#open?.window === window) this.#open = undefined;
+    this.#pool.release(window);
   }
 
   #unmap(mappings: readonly Mapping[]): void {

@@ -28,11 +28,12 @@ export class Forwarder {
   /** Stage 3: delivers a classified burst that came from `source`. */
   forward(burst: Burst, source: Port): void {
     const { dest, delivered, count } = burst;
-    delivered.fill(0, 0, count);
-    for (let i = 0; i < count; i++) {
+    for (let i = 0; i < count; ) {
+      const from = i;
       const port = dest[i];
-      if (port >= 0) this.#append(port, i);
-      else if (port === DEST_FLOOD && !this.#flood(source, i)) dest[i] = DEST_DROP;
+      for (; i < count && dest[i] === port; i++) delivered[i] = 0;
+      if (port >= 0) this.#append(port, from, i);
+      else if (port === DEST_FLOOD && !this.#flood(source, from, i)) dest.fill(DEST_DROP, from, i);
     }
     if (this.#nTouched === 0) return;
     for (let t = 0; t < this.#nTouched; t++) {
@@ -53,23 +54,26 @@ export class Forwarder {
     source.counters[PORT_SLOTS.tx_drop_receiver] += sent - forwarded;
   }
 
-  #append(port: number, packet: number): void {
-    const n = this.#count[port]++;
+  #append(port: number, from: number, to: number): void {
+    const list = this.#list;
+    const n = this.#count[port];
+    const at = BURST_SIZE * port + n - from;
+    for (let i = from; i < to; i++) list[at + i] = i;
     if (n === 0) this.#touched[this.#nTouched++] = port;
-    this.#list[BURST_SIZE * port + n] = packet;
+    this.#count[port] = n + to - from;
   }
 
-  /** Lists the packet for every port that takes frames, but the one it came from. @returns false if there is none */
-  #flood(source: Port, packet: number): boolean {
+  /** Lists packets for every port that takes frames, but the one they came from. @returns false if there is none */
+  #flood(source: Port, from: number, to: number): boolean {
     let copies = 0;
     for (let id = 0; id < this.#ports.length; id++) {
       const port = this.#ports[id];
       if (port === undefined || id === source.id || !port.canTransmit || !this.#classifier.mayReceive(id)) continue;
-      this.#append(id, packet);
+      this.#append(id, from, to);
       copies++;
     }
     if (copies > 0) return true;
-    source.counters[PORT_SLOTS.tx_drop_alone]++;
+    source.counters[PORT_SLOTS.tx_drop_alone] += to - from;
     return false;
   }
 }

@@ -84,10 +84,10 @@ export class MacTable {
   learn(first: number, last: number, port: number, now: number): number {
     const slot = this.#find(first, last);
     if (slot < 0) return this.#insert(first, last, port, now);
-    this.#seen[slot] = now;
     const before = this.#port[slot];
+    if (before !== port && this.#perPort[port] >= this.#portMax) return LEARN_REFUSED;
+    this.#seen[slot] = now;
     if (before === port) return LEARN_KNOWN;
-    if (this.#perPort[port] >= this.#portMax) return LEARN_REFUSED;
     this.#perPort[before]--;
     this.#perPort[port]++;
     this.#port[slot] = port;

@@ -56,10 +56,9 @@ export function appendChain(ring: SplitRing, head: number, direction: number, ou
       const wellFormed = (len & 15) === 0 && entries > 0 && entries <= VIRTQ_MAX_SIZE;
       if (nested || !ring.indirect || !wellFormed || (flagsNext & VRING_DESC_F_NEXT) !== 0)
         return fault(ring, FAULT_INDIRECT);
-      const chunk = ring.map.find(lo, hi, len);
-      if (chunk < 0) return fault(ring, FAULT_ADDRESS);
-      table = ring.windows[ring.map.window(chunk)].dv;
-      tableOff = ring.map.offset(chunk, lo);
+      if (!ring.map.select(lo, hi, len)) return fault(ring, FAULT_ADDRESS);
+      table = ring.windows[ring.map.window].dv;
+      tableOff = ring.map.offset(lo);
       size = entries;
       nested = true;
       i = 0;
@@ -86,15 +85,13 @@ const MAX_CHAIN_BYTES = 2 ** 31 - 1;
 function appendRange(map: AddressMap, lo: number, hi: number, len: number, out: SegmentList): number {
   if (len < 0) return CHAIN_FAULT;
   while (len > 0) {
-    let chunk = map.find(lo, hi, len);
     let part = len;
-    if (chunk < 0) {
-      chunk = map.find(lo, hi, 1);
-      if (chunk < 0) return CHAIN_FAULT;
-      part = map.left(chunk, lo);
+    if (!map.select(lo, hi, len)) {
+      if (!map.select(lo, hi, 1)) return CHAIN_FAULT;
+      part = map.left(lo);
     }
     if (out.count === MAX_SEGMENTS) return CHAIN_FULL;
-    out.push(map.window(chunk), map.offset(chunk, lo), part);
+    out.push(map.window, map.offset(lo), part);
     const end = (lo >>> 0) + part;
     lo = end | 0;
     if (end >= 2 ** 32) hi = (hi + 1) | 0;

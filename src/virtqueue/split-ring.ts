@@ -151,7 +151,9 @@ export class SplitRing {
    * store of the index, both sequentially consistent: no notification is lost (§2.7.7, §2.7.10).
    */
   notify(): void {
-    if (this.callFd === NO_FD || !this.#callWanted()) {
+    // Asked even without an eventfd: one may come later, and what the driver wants is told from the last time it was asked.
+    const wanted = this.#callWanted();
+    if (this.callFd === NO_FD || !wanted) {
       this.callsSuppressed++;
       return;
     }
