@@ -1,18 +1,17 @@
 /**
  * An lcore: the ports one thread polls, the switch between them, and one round of work. It does not know of threads: the worker
- * entry runs it in a loop, a program of its own may call `poll` when it likes.
+ * entry runs it in a loop.
  */
-import { AddressMap, type Chunk } from '../mem/address-map.ts';
-import { CopyStage } from '../mem/copy-stage.ts';
-import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.ts';
-import { type PortTools, VhostPort } from '../port/vhost-port.ts';
+import type { Chunk } from '../mem/address-map.ts';
+import type { WindowHandle } from '../mem/window.ts';
+import type { VhostPort } from '../port/vhost-port.ts';
 import { LCORE_SLOTS } from '../stats/counters.ts';
 import { Classifier } from '../switch/classify.ts';
 import { Forwarder } from '../switch/forward.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import { Burst } from '../virtqueue/burst.ts';
-import { Enqueuer } from '../virtqueue/enqueue.ts';
 import type { VringConfig } from '../virtqueue/split-ring.ts';
+import { PortTable } from './port-table.ts';
 
 /** What an lcore tells the main thread. An address is two words as in MacTable. */
 export interface LcoreEvents {
@@ -23,12 +22,7 @@ export interface LcoreEvents {
 
 export class Lcore {
   readonly #config: SwitchConfig;
-  readonly #tools: PortTools;
-  readonly #windows: WindowViews[] = [];
-  /** by port number */
-  readonly #ports: (VhostPort | undefined)[];
-  /** those in use, in the order they are polled */
-  #polled: readonly VhostPort[] = [];
+  readonly #table: PortTable;
   readonly #classifier: Classifier;
   readonly #forwarder: Forwarder;
   readonly #burst = new Burst();
@@ -39,27 +33,20 @@ export class Lcore {
   constructor(config: SwitchConfig, counters: Float64Array, events: LcoreEvents) {
     this.#config = config;
     this.counters = counters;
-    const stage = new CopyStage();
-    const windows = this.#windows;
-    const onFault = (port: number, vring: number, fault: number) => events.onFault(port, vring, fault);
-    this.#tools = { stage, windows, enqueuer: new Enqueuer(stage, windows), onFault };
-    this.#ports = Array(config.maxPorts).fill(undefined);
+    this.#table = new PortTable(config.maxPorts, (port, vring, fault) => events.onFault(port, vring, fault));
     this.#classifier = new Classifier(
       config,
       (port, first, last) => events.onRegistered(port, first, last),
       (port, first, last) => events.onDuplicate(port, first, last),
     );
-    this.#forwarder = new Forwarder(this.#classifier, this.#ports, config.maxPorts);
-  }
-
-  get ports(): readonly VhostPort[] {
-    return this.#polled;
+    this.#forwarder = new Forwarder(this.#classifier, this.#table.ports, config.maxPorts);
   }
 
   /** One round: a burst from every port, switched. @returns packets taken */
   poll(): number {
+    const ports = this.#table.used;
     let packets = 0;
-    for (let i = 0; i < this.#polled.length; i++) packets += this.#pollPort(this.#polled[i]);
+    for (let i = 0; i < ports.length; i++) packets += this.#pollPort(ports[i]);
     this.counters[LCORE_SLOTS.rounds]++;
     return packets;
   }
@@ -68,7 +55,7 @@ export class Lcore {
     const burst = this.#burst;
     const n = port.receive(burst);
     if (n === 0) return 0;
-    this.#classifier.classify(burst, this.#tools.stage.heads, port.id, port.counters, this.#now);
+    this.#classifier.classify(burst, this.#table.stage.heads, port.id, port.counters, this.#now);
     this.#forwarder.forward(burst, port);
     port.complete(burst);
     this.counters[LCORE_SLOTS.bursts]++;
@@ -84,7 +71,7 @@ export class Lcore {
 
   /** Asks the guests to kick from now on. @returns false if frames have come meanwhile: then it is no time to sleep */
   prepareSleep(): boolean {
-    for (const { txRing } of this.#polled) {
+    for (const { txRing } of this.#table.used) {
       if (txRing === undefined) continue;
       txRing.wantKicks();
       if (txRing.refresh() > 0) return false;
@@ -94,48 +81,35 @@ export class Lcore {
 
   /** Asks the guests to stop kicking. */
   wake(): void {
-    for (const { txRing } of this.#polled) txRing?.suppressKicks();
+    for (const { txRing } of this.#table.used) txRing?.suppressKicks();
   }
 
   addPort(id: number, counters: SharedArrayBuffer): void {
-    this.#ports[id] = new VhostPort(id, new Float64Array(counters), this.#tools);
-    this.#choosePolled();
+    this.#table.addPort(id, counters);
   }
 
   removePort(id: number): void {
-    this.#ports[id] = undefined;
+    this.#table.removePort(id);
     this.#classifier.forget(id);
-    this.#choosePolled();
-  }
-
-  #choosePolled(): void {
-    this.#polled = this.#ports.filter((port) => port !== undefined);
   }
 
   setMemory(id: number, chunks: readonly Chunk[], windows: readonly WindowHandle[]): void {
-    for (const window of windows) this.#windows[window.id] ??= openWindow(window);
-    this.#port(id).setMemory(new AddressMap(chunks));
+    this.#table.setMemory(id, chunks, windows);
   }
 
   startVring(id: number, vring: number, config: VringConfig): void {
-    this.#port(id).startVring(vring, config);
+    this.#table.startVring(id, vring, config);
   }
 
   stopVring(id: number, vring: number): number | undefined {
-    return this.#port(id).stopVring(vring);
+    return this.#table.stopVring(id, vring);
   }
 
   enableVring(id: number, vring: number, enabled: boolean): void {
-    this.#port(id).enableVring(vring, enabled);
+    this.#table.enableVring(id, vring, enabled);
   }
 
   setCall(id: number, vring: number, fd: number): void {
-    this.#port(id).setCall(vring, fd);
-  }
-
-  #port(id: number): VhostPort {
-    const port = this.#ports[id];
-    if (port === undefined) throw new RangeError(`no port ${id} on this lcore`);
-    return port;
+    this.#table.setCall(id, vring, fd);
   }
 }

@@ -152,7 +152,7 @@ function spread({ count, len, dest }: Burst, heads: Int32Array, from: number, ta
   const word0 = heads[PEEK_WORDS * from];
   const word1 = heads[PEEK_WORDS * from + 1];
   const word2 = heads[PEEK_WORDS * from + 2];
-  const to = target < DEST_DROP ? DEST_DROP : target;
+  const to = Math.max(target, DEST_DROP);
   let i = from;
   for (; i < count; i++) {
     const at = PEEK_WORDS * i;

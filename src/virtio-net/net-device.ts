@@ -114,7 +114,7 @@ export class NetDevice implements VhostDevice {
     const restart = features !== this.#features;
     if (restart) await this.#stopAll();
     this.#features = features;
-    if (!protocolFeatures) for (const vring of this.#vrings) vring.enabled = true;
+    if (!protocolFeatures) for (let i = 0; i < VRINGS; i++) await this.setVringEnable(i, true);
     await this.#startAll('SET_FEATURES');
   }
 
@@ -124,10 +124,14 @@ export class NetDevice implements VhostDevice {
     let taken = 0;
     try {
       for (const region of regions) this.#memory.add(region, taken++, 'SET_MEM_TABLE');
-    } finally {
+    } catch (error) {
       for (const { fd } of regions.slice(taken)) closeSync(fd);
+      this.#memory.clear();
+      throw error;
+    } finally {
+      // Also when it fails: the datapath must forget the old map, whose windows may be another guest's next.
+      await this.#shareMemory();
     }
-    await this.#shareMemory();
     await this.#startAll('SET_MEM_TABLE');
   }
 
@@ -151,8 +155,8 @@ export class NetDevice implements VhostDevice {
     removal();
   }
 
-  #shareMemory(): Promise<void> {
-    return this.#datapath.setMemory(this.id, this.#memory.chunks, this.#memory.windows);
+  async #shareMemory(): Promise<void> {
+    await this.#datapath.setMemory(this.id, this.#memory.chunks, this.#memory.windows);
   }
 
   async setVringNum(vring: number, num: number): Promise<void> {

@@ -16,7 +16,7 @@ export function dequeueBurst(ring: SplitRing, burst: Burst): number {
   burst.count = 0;
   const ready = ring.refresh();
   if (ready === 0) return 0;
-  const n = ready < BURST_SIZE ? ready : BURST_SIZE;
+  const n = Math.min(ready, BURST_SIZE);
   readHeads(ring, burst, n);
   let i = takePlain(ring, burst, 0, n);
   while (i < n && takeAny(ring, burst, i)) i = takePlain(ring, burst, i + 1, n);

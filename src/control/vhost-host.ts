@@ -1,0 +1,87 @@
+/**
+ * The library's way to write a back end of one's own: a vhost-user socket whose devices' packets move on the calling thread,
+ * when the program says so.
+ *
+ * A front end that truncates its memory can end this process (SIGBUS), unless it is sealed against that as QEMU's memfd is:
+ * VhostSwitch, which moves packets on a thread of its own, can recover; a thread that is its own main thread cannot.
+ */
+import { EventEmitter } from 'node:events';
+import { PortTable } from '../lcore/port-table.ts';
+import { chooseWindowKind } from '../mem/selftest.ts';
+import { WindowPool, type WindowViews } from '../mem/window.ts';
+import type { VhostPort } from '../port/vhost-port.ts';
+import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
+import type { Log } from '../vhost-user/limited-log.ts';
+import { VhostUserServer } from '../vhost-user/server.ts';
+import { NetDevice } from '../virtio-net/net-device.ts';
+import { FAULTS } from '../virtqueue/fault.ts';
+
+export interface VhostHostOptions {
+  /** socket to listen on: any number of front ends, one device each */
+  readonly path: string;
+  /** permissions of the socket; default 0o660 */
+  readonly mode?: number;
+  /** offer mergeable receive buffers; default false */
+  readonly mergeable?: boolean;
+  /** devices at a time; default 64 */
+  readonly maxDevices?: number;
+  readonly log?: Log;
+}
+
+/**
+ * A device's port moves packets between 'ready' and 'stopped'; 'fault' names why a ring of it was stopped for good.
+ */
+export interface VhostHostEvents {
+  created: [port: VhostPort];
+  ready: [port: VhostPort];
+  stopped: [port: VhostPort];
+  destroyed: [port: VhostPort];
+  fault: [port: VhostPort, vring: number, reason: string];
+}
+
+export class VhostHost extends EventEmitter<VhostHostEvents> {
+  readonly #options: VhostHostOptions;
+  readonly #pool = new WindowPool(chooseWindowKind().kind);
+  readonly #table: PortTable;
+  readonly #server: VhostUserServer;
+
+  /** Listens at once. Throws SwitchError or SysError when the socket cannot be had. */
+  constructor(options: VhostHostOptions) {
+    super();
+    this.#options = options;
+    this.#table = new PortTable(options.maxDevices ?? 64, (id, vring, fault) => {
+      const port = this.#table.ports[id];
+      if (port !== undefined) this.emit('fault', port, vring, FAULTS[fault].text);
+    });
+    this.#server = new VhostUserServer({
+      path: options.path,
+      mode: options.mode ?? 0o660,
+      log: options.log ?? (() => {}),
+      createDevice: () => this.#createDevice(),
+    });
+  }
+
+  /** Where the segments of a burst lie, by window id. */
+  get windows(): readonly WindowViews[] {
+    return this.#table.windows;
+  }
+
+  #createDevice(): NetDevice | undefined {
+    const id = this.#table.ports.indexOf(undefined);
+    if (id < 0) return undefined;
+    this.#table.addPort(id, counterBlock(PORT_SLOTS));
+    const port = this.#table.ports[id] as VhostPort;
+    const device = new NetDevice(id, this.#options.mergeable ?? false, this.#pool, this.#table, {
+      onReady: () => this.emit('ready', port),
+      onStopped: () => this.emit('stopped', port),
+      onDestroyed: () => this.emit('destroyed', port),
+    });
+    this.emit('created', port);
+    return device;
+  }
+
+  /** Closes the socket and its connections, and waits until their devices are gone. */
+  close(): Promise<void> {
+    return this.#server.close();
+  }
+}
