@@ -1,0 +1,262 @@
+/**
+ * The load generator, a process of its own: N guest network cards on one thread, each connected to a socket of the switch
+ * under test, port i sending to port i + 1. Prints one line of JSON.
+ *
+ *   node bench/generator.ts --socket A --socket B [--core 1] [--size 64] [--touch] [--ring 256] [--seconds 2] [--warmup 0.5]
+ *                           [--mergeable] [--no-event-idx] [--one-way] [--buffer 2048] [--burst 32]
+ *   node bench/generator.ts --loopback [--ports 2] …    what the generator itself can do, without a switch
+ *
+ * Untouched: only ring indexes move. Touched: before a frame is offered, one 32-bit word is written in each of its cache lines
+ * (a running number in the first) and its packet header is cleared; of each received frame one word in each cache line is read.
+ */
+import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { parseArgs } from 'node:util';
+import { GuestRam } from '../src/port/guest-ram.ts';
+import { NetPair } from '../src/port/net-pair.ts';
+import { VirtioUser } from '../src/port/virtio-user.ts';
+import { pinThread } from '../src/sys/affinity.ts';
+import {
+  featureMask,
+  VIRTIO_F_VERSION_1,
+  VIRTIO_NET_F_MRG_RXBUF,
+  VIRTIO_RING_F_EVENT_IDX,
+} from '../src/uapi/virtio-net.ts';
+import { ADDRESSES_LEN, frameOf, macOf } from './frames.ts';
+import { Loopback } from './loopback.ts';
+import { StaticPort } from './static-port.ts';
+
+const CONNECT_MS = 5000;
+const LEARN_MS = 10_000;
+const CHECK_MS = 5000;
+/** No frame for so long: the wires are empty. */
+const QUIET_MS = 30;
+const TURNS_PER_LOOK_AT_CLOCK = 512;
+
+const { values: args } = parseArgs({
+  options: {
+    socket: { type: 'string', multiple: true, default: [] },
+    core: { type: 'string' },
+    size: { type: 'string', default: '64' },
+    touch: { type: 'boolean', default: false },
+    ring: { type: 'string', default: '256' },
+    buffer: { type: 'string', default: '2048' },
+    burst: { type: 'string', default: '32' },
+    seconds: { type: 'string', default: '2' },
+    warmup: { type: 'string', default: '0.5' },
+    mergeable: { type: 'boolean', default: false },
+    'event-idx': { type: 'boolean', default: true },
+    'one-way': { type: 'boolean', default: false },
+    loopback: { type: 'boolean', default: false },
+    ports: { type: 'string', default: '2' },
+  },
+  allowNegative: true,
+});
+const { touch, loopback } = args;
+const size = Number(args.size);
+const ringSize = Number(args.ring);
+const bufferBytes = Number(args.buffer);
+const burst = Math.min(Number(args.burst), ringSize / 2);
+const maxFrame = Math.max(size, 1522);
+const nPorts = loopback ? Number(args.ports) : args.socket.length;
+if (nPorts < 2) throw new RangeError('at least two ports: give --socket twice, or --loopback');
+
+const next = (i: number) => (i + 1) % nPorts;
+const framesOf = (i: number) => Array.from({ length: ringSize }, (_, n) => frameOf(i, next(i), size, n));
+
+/** Sends from every port until every port has received, then until all is quiet. @returns ms to the first frame. */
+async function learn(cards: readonly VirtioUser[], startedAt: number): Promise<number> {
+  const reached = new Set<number>();
+  let firstMs = 0;
+  for (const giveUpAt = performance.now() + LEARN_MS; reached.size < nPorts; ) {
+    if (performance.now() > giveUpAt)
+      throw new Error(`no frame reaches port ${cards.findIndex((_, i) => !reached.has(i))}`);
+    for (const [i, card] of cards.entries()) {
+      card.send(frameOf(i, next(i), 64, 0));
+      card.flush();
+    }
+    for (const [i, card] of cards.entries()) {
+      if ((await card.waitFrame(2)) === undefined) continue;
+      if (reached.size === 0) firstMs = performance.now() - startedAt;
+      reached.add(i);
+    }
+  }
+  for (let busy = true; busy; ) {
+    busy = false;
+    await sleep(QUIET_MS);
+    for (const card of cards) {
+      while (card.receive() !== undefined) busy = true;
+      card.pairs[0].tx.reapAll();
+      const { nFree, size: all } = card.pairs[0].tx.ring;
+      busy ||= nFree < all;
+    }
+  }
+  return firstMs;
+}
+
+/** Waits for the device in a slow phase, where a missing frame is a fault. */
+async function waitFor(what: string, done: () => boolean): Promise<void> {
+  const giveUpAt = performance.now() + CHECK_MS;
+  while (!done()) {
+    if (performance.now() > giveUpAt) throw new Error(`check: ${what}`);
+    await sleep(0);
+  }
+}
+
+/** Sends every frame twice at a slow pace: each must arrive, in order and unharmed. @returns frames verified. */
+async function check(ports: readonly StaticPort[], headerLen: number, payload: boolean): Promise<number> {
+  let verified = 0;
+  for (let sent = 0; sent < 2 * ringSize; sent += burst) {
+    for (const [i, from] of ports.entries()) {
+      const to = ports[next(i)];
+      const first = from.tx.avail;
+      from.tx.publish(burst);
+      await waitFor(`port ${i}'s frames are not taken`, () => pending(from.tx) === burst);
+      await waitFor(`port ${i}'s frames do not arrive`, () => pending(to.rx) === burst);
+      for (let k = 0; k < burst; k++) {
+        if (from.tx.usedLenAt(from.tx.used + k) < 0 || to.rx.usedLenAt(to.rx.used + k) < 0)
+          throw new Error('check: the device uses buffers out of order');
+        if (to.rx.usedLenAt(to.rx.used + k) !== headerLen + size) throw new Error('check: a frame changed its length');
+        const begin = headerLen + ADDRESSES_LEN;
+        const [a, b] = [
+          from.bytes(from.tx, first + k, begin, headerLen + size),
+          to.bytes(to.rx, to.rx.used + k, begin, headerLen + size),
+        ];
+        if (payload && Buffer.compare(a, b) !== 0)
+          throw new Error(`check: frame ${k} from port ${i} is not as it was sent`);
+        verified++;
+      }
+      from.tx.retire(burst);
+      to.rx.recycle(burst);
+    }
+  }
+  return verified;
+}
+
+/** Buffers used and not taken back. */
+function pending({ u16, usedIdxIdx, used }: StaticPort['rx']): number {
+  device?.poll();
+  return (Atomics.load(u16, usedIdxIdx) - used) & 0xffff;
+}
+
+/** The hot loop. @returns seconds it ran. */
+function drive(ports: readonly StaticPort[], seconds: number): number {
+  const from = performance.now();
+  const until = from + seconds * 1000;
+  do {
+    for (let turn = 0; turn < TURNS_PER_LOOK_AT_CLOCK; turn++) {
+      for (let i = 0; i < ports.length; i++) ports[i].poll(burst, touch);
+      if (device !== undefined) device.poll();
+    }
+  } while (performance.now() < until);
+  return (performance.now() - from) / 1000;
+}
+
+/** Takes back what is on the way, until nothing has come for a while. */
+function drain(ports: readonly StaticPort[]): void {
+  for (let quietAt = performance.now() + QUIET_MS; performance.now() < quietAt; ) {
+    device?.poll();
+    for (const port of ports) if (port.drain()) quietAt = performance.now() + QUIET_MS;
+  }
+}
+
+/** How often something else was given this thread's core: a run with many of these is worth nothing. */
+function preemptions(): number {
+  return Number(/^nonvoluntary_ctxt_switches:\s*(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]);
+}
+
+function measure(ports: readonly StaticPort[]) {
+  const senders = args['one-way'] ? ports.slice(0, 1) : ports;
+  for (const port of senders) port.start(touch);
+  drive(ports, Number(args.warmup));
+  const before = ports.map(({ rx, tx }) => ({ sent: tx.total, received: rx.total }));
+  const preemptedBefore = preemptions();
+  const seconds = drive(ports, Number(args.seconds));
+  const preempted = preemptions() - preemptedBefore;
+  const after = ports.map(({ rx, tx }) => ({ sent: tx.total, received: rx.total }));
+  drain(ports);
+  const directions = senders.map((_, i) => {
+    const sent = after[i].sent - before[i].sent;
+    const received = after[next(i)].received - before[next(i)].received;
+    const mpps = received / seconds / 1e6;
+    return {
+      from: i,
+      to: next(i),
+      sent,
+      received,
+      mpps,
+      lossPercent: sent === 0 ? 0 : (100 * (sent - received)) / sent,
+    };
+  });
+  const inOrder = ports.every(({ rx, tx }) => [rx, tx].every((r) => r.inOrder(Math.min(r.total, ringSize))));
+  const disorder = loopback ? 0 : ports.reduce((sum, port) => sum + port.disorder, 0);
+  const kicks = ports.reduce((sum, { rx, tx }) => sum + rx.kicks + tx.kicks, 0);
+  return {
+    seconds,
+    mpps: directions.reduce((sum, d) => sum + d.mpps, 0),
+    directions,
+    inOrder,
+    disorder,
+    kicks,
+    preempted,
+  };
+}
+
+async function connect(): Promise<VirtioUser[]> {
+  const features = featureMask(
+    VIRTIO_F_VERSION_1,
+    ...(args.mergeable ? [VIRTIO_NET_F_MRG_RXBUF] : []),
+    ...(args['event-idx'] ? [VIRTIO_RING_F_EVENT_IDX] : []),
+  );
+  const cards: VirtioUser[] = [];
+  for (const [i, path] of args.socket.entries()) {
+    const options = { path, mac: macOf(i), features, ringSize, bufferBytes, maxFrame, deadlineMs: CONNECT_MS };
+    cards.push(await VirtioUser.connect(options));
+  }
+  return cards;
+}
+
+let device: Loopback | undefined;
+
+/** Ports without a switch. */
+function makeLoopback(): { ports: StaticPort[]; pairs: NetPair[] } {
+  const layout = { pieces: 'one', indirect: false } as const;
+  const options = {
+    ringSize,
+    eventIdx: false,
+    headerLen: 12,
+    maxFrame,
+    bufferBytes,
+    mergeable: false,
+    txLayout: layout,
+    rxLayout: layout,
+  };
+  const rams = Array.from({ length: nPorts }, () => new GuestRam([{ guestAddr: 2 ** 30, size: ringSize * 2 ** 14 }]));
+  const pairs = rams.map((ram) => new NetPair(ram, options));
+  const ports = pairs.map((pair, i) => new StaticPort(pair, rams[i], framesOf(i), 12));
+  const drivers = pairs.flatMap(({ rings }) => rings.map(({ driver }) => driver));
+  device = new Loopback(ports, drivers, 12 + size);
+  return { ports, pairs };
+}
+
+if (args.core !== undefined) pinThread([Number(args.core)]);
+const load = { size, touch, ring: ringSize, ports: nPorts, oneWay: args['one-way'] };
+if (loopback) {
+  const { ports, pairs } = makeLoopback();
+  const verified = await check(ports, 12, false);
+  console.log(JSON.stringify({ ...load, loopback, verified, ...measure(ports) }));
+  for (const pair of pairs) await pair.close();
+} else {
+  const startedAt = performance.now();
+  const cards = await connect();
+  const connectMs = performance.now() - startedAt;
+  const firstFrameMs = await learn(cards, startedAt);
+  const { headerLen } = cards[0];
+  const ports = cards.map((card, i) => new StaticPort(card.pairs[0], card.ram, framesOf(i), headerLen));
+  const verified = await check(ports, headerLen, true);
+  const result = measure(ports);
+  await sleep(0); // a connection that was lost meanwhile is noticed now
+  if (cards.some((card) => !card.connected)) throw new Error('the switch closed a connection');
+  console.log(JSON.stringify({ ...load, headerLen, connectMs, firstFrameMs, verified, ...result }));
+  for (const card of cards) await card.close();
+}
