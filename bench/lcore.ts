@@ -13,6 +13,7 @@ import { GuestRam } from '../src/port/guest-ram.ts';
 import { NetPair } from '../src/port/net-pair.ts';
 import { counterBlock, LCORE_SLOTS, PORT_SLOTS, readCounters } from '../src/stats/counters.ts';
 import { pinThread } from '../src/sys/affinity.ts';
+import { Caller } from '../src/sys/eventfd.ts';
 import { NO_FD } from '../src/virtqueue/vhost-device.ts';
 import { frameOf } from './frames.ts';
 import { StaticPort } from './static-port.ts';
@@ -47,7 +48,7 @@ const config = {
   macLimit: 1024,
   maxPorts: nPorts,
 } as const;
-const lcore = new Lcore(config, new Float64Array(counterBlock(LCORE_SLOTS)), {
+const lcore = new Lcore(config, new Float64Array(counterBlock(LCORE_SLOTS)), new Caller(new Int32Array(1), 0), {
   onRegistered: () => {},
   onDuplicate: () => {},
   onFault: (port, vring, fault) => {

@@ -11,6 +11,7 @@ import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool, type WindowViews } from '../mem/window.ts';
 import type { VhostPort } from '../port/vhost-port.ts';
 import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
+import { Caller } from '../sys/eventfd.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
 import { NetDevice } from '../virtio-net/net-device.ts';
@@ -49,7 +50,7 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
   constructor(options: VhostHostOptions) {
     super();
     this.#options = options;
-    this.#table = new PortTable(options.maxDevices ?? 64, (id, vring, fault) => {
+    this.#table = new PortTable(options.maxDevices ?? 64, new Caller(new Int32Array(1), 0), (id, vring, fault) => {
       const port = this.#table.ports[id];
       if (port !== undefined) this.emit('fault', port, vring, FAULTS[fault].text);
     });

@@ -1,8 +1,7 @@
 /**
  * A running switch: sockets, devices and the lcore between them. Packets never come here.
  */
-import type { LcoreEvents } from '../lcore/lcore.ts';
-import { LcoreThread } from '../lcore/lcore-thread.ts';
+import { LcoreThread, type LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
 import { counterBlock, PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts';
@@ -88,7 +87,7 @@ export class VhostSwitch {
 
   async #start(): Promise<void> {
     const { config, poll, cpus, onFatal } = this.#options;
-    const events: LcoreEvents = {
+    const events: LcoreThreadEvents = {
       onRegistered: (port, first, last) => this.#onRegistered(port, macText(first, last)),
       onDuplicate: (port) =>
         this.#options.print(
@@ -96,8 +95,10 @@ export class VhostSwitch {
         ),
       onFault: (port, vring, fault) =>
         this.#options.log('error', `${this.#entries[port]?.name}: vring ${vring} stopped: ${FAULTS[fault].text}`),
+      onStuckCall: (fd) => this.#disconnect((device) => device.hasCallFd(fd), 'its call eventfd is full and blocking'),
+      onDeath: onFatal,
     };
-    this.#lcore = await LcoreThread.start({ config, poll, cpus }, events, onFatal);
+    this.#lcore = await LcoreThread.start({ config, poll, cpus }, events);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#servers.push(this.#listen(path));
   }
@@ -146,12 +147,16 @@ export class VhostSwitch {
 
   /** A front end has cut off memory that the lcore was using: zero pages take its place, and the device goes. */
   readonly #onSigbus = (): void => {
+    this.#disconnect((device) => device.coverTruncated(), 'the front end truncated its memory');
+  };
+
+  #disconnect(which: (device: NetDevice) => boolean, why: string): void {
     for (const entry of this.#entries) {
-      if (entry === undefined || !entry.device.coverTruncated()) continue;
-      this.#options.log('error', `${entry.name}: the front end truncated its memory: disconnected`);
+      if (entry === undefined || !which(entry.device)) continue;
+      this.#options.log('error', `${entry.name}: ${why}: disconnected`);
       for (const server of this.#servers) server.disconnect(entry.device);
     }
-  };
+  }
 
   /** The devices, by number. */
   get devices(): DeviceInfo[] {

@@ -8,16 +8,35 @@ import type { Chunk } from '../mem/address-map.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
-import { createEventfd, signal } from '../sys/eventfd.ts';
+import { createEventfd, drainNow, signal } from '../sys/eventfd.ts';
 import type { Datapath } from '../virtio-net/datapath.ts';
 import type { VringConfig } from '../virtqueue/split-ring.ts';
 import type { LcoreEvents } from './lcore.ts';
-import { CONTROL_POSTED, CONTROL_WORDS, type Command, type LcoreSetup, type Letter, type Report } from './mailbox.ts';
+import {
+  CONTROL_CALLING,
+  CONTROL_POSTED,
+  CONTROL_WORDS,
+  type Command,
+  type LcoreSetup,
+  type Letter,
+  type Report,
+} from './mailbox.ts';
 import { workerUrl } from './worker-url.ts';
 
 interface Waiting {
   resolve(value: number | undefined): void;
   reject(error: Error): void;
+}
+
+/** How often the thread is looked at, ms: no longer can a guest's eventfd hold it up than twice that. */
+const WATCH_MS = 50;
+
+/** What the main thread hears of an lcore. */
+export interface LcoreThreadEvents extends LcoreEvents {
+  /** The lcore hung while it signalled this eventfd, a guest's. It goes on now; the guest should not. */
+  onStuckCall(fd: number): void;
+  /** The lcore has failed: nothing is switched any more. */
+  onDeath(error: Error): void;
 }
 
 export interface LcoreOptions {
@@ -34,18 +53,19 @@ export class LcoreThread implements Datapath {
   readonly #wakeFd = createEventfd();
   readonly #waiting = new Map<number, Waiting>();
   readonly #worker: Worker;
-  readonly #events: LcoreEvents;
+  readonly #events: LcoreThreadEvents;
   readonly #exited: Promise<void>;
+  readonly #rounds = new Float64Array(this.counters);
+  readonly #watchTimer = setInterval(() => this.#watch(), WATCH_MS);
+  #lastCalling = -1;
+  #lastRounds = 0;
   #epoch = 0;
   #dead: Error | undefined;
 
-  private constructor(
-    options: LcoreOptions,
-    events: LcoreEvents,
-    onReady: () => void,
-    onDeath: (error: Error) => void,
-  ) {
+  private constructor(options: LcoreOptions, events: LcoreThreadEvents, onReady: () => void) {
     this.#events = events;
+    this.#control[CONTROL_CALLING] = -1;
+    this.#watchTimer.unref();
     const setup: LcoreSetup = {
       ...options,
       control: this.#control.buffer,
@@ -55,7 +75,7 @@ export class LcoreThread implements Datapath {
     this.#worker = new Worker(workerUrl(import.meta.url, './worker'), { workerData: setup, trackUnmanagedFds: false });
     this.#worker.on('message', (message: Report) => (message.type === 'ready' ? onReady() : this.#hear(message)));
     this.#exited = new Promise((resolve) => {
-      this.#worker.on('error', (error: Error) => this.#die(error, onDeath));
+      this.#worker.on('error', (error: Error) => this.#die(error, () => events.onDeath(error)));
       this.#worker.on('exit', () => {
         this.#die(new SwitchError('LCORE_STOPPED', 'the lcore has stopped'), () => {});
         resolve();
@@ -64,22 +84,33 @@ export class LcoreThread implements Datapath {
   }
 
   /**
-   * Starts the thread; resolves when it polls. `onDeath` hears of an lcore that fails later.
-   * Rejects with the worker's error, e.g. a SysError when it cannot be pinned.
+   * Starts the thread; resolves when it polls. Rejects with the worker's error, e.g. a SysError when it cannot be pinned.
    */
-  static async start(
-    options: LcoreOptions,
-    events: LcoreEvents,
-    onDeath: (error: Error) => void,
-  ): Promise<LcoreThread> {
+  static async start(options: LcoreOptions, events: LcoreThreadEvents): Promise<LcoreThread> {
     const ready = Promise.withResolvers<void>();
     let up = false;
-    const thread = new LcoreThread(options, events, ready.resolve, (error) =>
-      up ? onDeath(error) : ready.reject(error),
-    );
-    await ready.promise;
+    const onDeath = (error: Error) => (up ? events.onDeath(error) : ready.reject(error));
+    const thread = new LcoreThread(options, { ...events, onDeath }, ready.resolve);
+    try {
+      await ready.promise;
+    } catch (error) {
+      await thread.stop();
+      throw error;
+    }
     up = true;
     return thread;
+  }
+
+  /** A write to a guest's eventfd that has not returned since the last look hangs: the guest has filled it and made it blocking. */
+  #watch(): void {
+    const calling = this.#control[CONTROL_CALLING];
+    const rounds = this.#rounds[LCORE_SLOTS.rounds];
+    const hangs = calling >= 0 && calling === this.#lastCalling && rounds === this.#lastRounds;
+    this.#lastCalling = calling;
+    this.#lastRounds = rounds;
+    if (!hangs) return;
+    drainNow(calling);
+    this.#events.onStuckCall(calling);
   }
 
   #die(error: Error, tell: (error: Error) => void): void {
@@ -155,6 +186,7 @@ export class LcoreThread implements Datapath {
   async stop(): Promise<void> {
     if (this.#dead === undefined) await this.#post({ type: 'stop' });
     await this.#exited;
+    clearInterval(this.#watchTimer);
     closeSync(this.#wakeFd);
   }
 }

@@ -9,6 +9,7 @@ import { LCORE_SLOTS } from '../stats/counters.ts';
 import { Classifier } from '../switch/classify.ts';
 import { Forwarder } from '../switch/forward.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
+import type { Caller } from '../sys/eventfd.ts';
 import { Burst } from '../virtqueue/burst.ts';
 import type { VringConfig } from '../virtqueue/split-ring.ts';
 import { PortTable } from './port-table.ts';
@@ -29,11 +30,14 @@ export class Lcore {
   readonly counters: Float64Array;
   #now = 0;
 
-  /** @param counters a block of LCORE_SLOTS */
-  constructor(config: SwitchConfig, counters: Float64Array, events: LcoreEvents) {
+  /**
+   * @param counters a block of LCORE_SLOTS
+   * @param caller signals the guests
+   */
+  constructor(config: SwitchConfig, counters: Float64Array, caller: Caller, events: LcoreEvents) {
     this.#config = config;
     this.counters = counters;
-    this.#table = new PortTable(config.maxPorts, (port, vring, fault) => events.onFault(port, vring, fault));
+    this.#table = new PortTable(config.maxPorts, caller, (port, vring, fault) => events.onFault(port, vring, fault));
     this.#classifier = new Classifier(
       config,
       (port, first, last) => events.onRegistered(port, first, last),

@@ -12,7 +12,9 @@ import type { VringConfig } from '../virtqueue/split-ring.ts';
 
 /** Words of the control block. */
 export const CONTROL_POSTED = 0;
-export const CONTROL_WORDS = 1;
+/** the eventfd that the lcore is signalling at this moment, or −1 */
+export const CONTROL_CALLING = 1;
+export const CONTROL_WORDS = 2;
 
 export type Command =
   | { readonly type: 'addPort'; readonly port: number; readonly counters: SharedArrayBuffer }

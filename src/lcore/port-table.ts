@@ -5,6 +5,7 @@ import { AddressMap, type Chunk } from '../mem/address-map.ts';
 import { CopyStage } from '../mem/copy-stage.ts';
 import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.ts';
 import { type PortTools, VhostPort } from '../port/vhost-port.ts';
+import type { Caller } from '../sys/eventfd.ts';
 import { Enqueuer } from '../virtqueue/enqueue.ts';
 import type { VringConfig } from '../virtqueue/split-ring.ts';
 
@@ -21,11 +22,11 @@ export class PortTable {
   readonly windows: WindowViews[] = [];
   readonly #tools: PortTools;
 
-  /** Port numbers are below `maxPorts`. */
-  constructor(maxPorts: number, onFault: OnFault) {
+  /** Port numbers are below `maxPorts`. `caller` signals the guests. */
+  constructor(maxPorts: number, caller: Caller, onFault: OnFault) {
     const { stage, windows } = this;
     this.ports = Array(maxPorts).fill(undefined);
-    this.#tools = { stage, windows, enqueuer: new Enqueuer(stage, windows), onFault };
+    this.#tools = { stage, windows, caller, enqueuer: new Enqueuer(stage, windows), onFault };
   }
 
   addPort(id: number, counters: SharedArrayBuffer): void {

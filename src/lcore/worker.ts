@@ -4,9 +4,9 @@
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { LCORE_SLOTS } from '../stats/counters.ts';
 import { pinThread } from '../sys/affinity.ts';
-import { drain, Epoll } from '../sys/eventfd.ts';
+import { Caller, drain, Epoll } from '../sys/eventfd.ts';
 import { Lcore } from './lcore.ts';
-import { CONTROL_POSTED, type Command, type LcoreSetup, type Letter, type Report } from './mailbox.ts';
+import { CONTROL_CALLING, CONTROL_POSTED, type Command, type LcoreSetup, type Letter, type Report } from './mailbox.ts';
 
 /** Empty rounds between two looks at the clock, and how long they go on before the lcore sleeps. */
 const ROUNDS_PER_LOOK = 64;
@@ -23,7 +23,7 @@ const counters = new Float64Array(setup.counters);
 const epoll = new Epoll();
 const report = (message: Report) => mailbox.postMessage(message);
 
-const lcore = new Lcore(setup.config, counters, {
+const lcore = new Lcore(setup.config, counters, new Caller(control, CONTROL_CALLING), {
   onRegistered: (port, first, last) => report({ type: 'registered', port, first, last }),
   onDuplicate: (port, first, last) => report({ type: 'duplicate', port, first, last }),
   onFault: (port, vring, fault) => report({ type: 'fault', port, vring, fault }),

@@ -5,7 +5,7 @@ import type { AddressMap } from '../mem/address-map.ts';
 import { type CopyStage, PEEK_WORDS } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
-import { signal } from '../sys/eventfd.ts';
+import type { Caller } from '../sys/eventfd.ts';
 import type { Burst } from '../virtqueue/burst.ts';
 import { completeBurst, dequeueBurst } from '../virtqueue/dequeue.ts';
 import { DROP_FAULT, DROP_NO_BUFFER, DROP_TOO_BIG, type Enqueuer } from '../virtqueue/enqueue.ts';
@@ -29,6 +29,7 @@ export interface PortTools {
   readonly enqueuer: Enqueuer;
   /** by window id */
   readonly windows: readonly WindowViews[];
+  readonly caller: Caller;
   /** Told once when a ring has been stopped for `fault`. */
   onFault(port: number, vring: number, fault: number): void;
 }
@@ -39,8 +40,8 @@ class StartedVring {
   readonly errFd: number;
   enabled: boolean;
 
-  constructor(config: VringConfig, map: AddressMap, windows: readonly WindowViews[]) {
-    this.ring = new SplitRing(config.ring, map, windows);
+  constructor(config: VringConfig, map: AddressMap, { windows, caller }: PortTools) {
+    this.ring = new SplitRing(config.ring, map, windows, caller);
     this.errFd = config.errFd;
     this.enabled = config.enabled;
   }
@@ -79,7 +80,7 @@ export class VhostPort implements Port {
 
   /** Starts a stopped vring. `setMemory` has come before. */
   startVring(vring: number, config: VringConfig): void {
-    this.#vrings[vring] = new StartedVring(config, this.#map as AddressMap, this.#tools.windows);
+    this.#vrings[vring] = new StartedVring(config, this.#map as AddressMap, this.#tools);
     this.#choose();
   }
 
@@ -220,7 +221,7 @@ export class VhostPort implements Port {
   #stopFaulty(vring: number, { ring, errFd }: StartedVring): void {
     this.counters[FAULT_SLOTS[ring.fault]]++;
     this.#choose();
-    if (errFd !== NO_FD) signal(errFd);
+    if (errFd !== NO_FD) this.#tools.caller.call(errFd);
     this.#tools.onFault(this.id, vring, ring.fault);
   }
 }

@@ -57,9 +57,7 @@ function slots<Name extends string>(help: Record<Name, string>): SlotTable<Name>
 }
 
 export type PortCounter = keyof typeof PORT_COUNTERS;
-export type LcoreCounter = keyof typeof LCORE_COUNTERS;
 export const PORT_COUNTER_HELP: Readonly<Record<PortCounter, string>> = PORT_COUNTERS;
-export const LCORE_COUNTER_HELP: Readonly<Record<LcoreCounter, string>> = LCORE_COUNTERS;
 export const PORT_SLOTS = slots(PORT_COUNTERS);
 export const LCORE_SLOTS = slots(LCORE_COUNTERS);
 

@@ -3,7 +3,7 @@
  * @see eventfd(2), epoll(7)
  */
 import { closeSync, readlinkSync } from 'node:fs';
-import { check, EINTR, errno, libc } from './libc.ts';
+import { addressOf, check, EINTR, errno, libc } from './libc.ts';
 
 const EFD_CLOEXEC = 0o2000000;
 const EFD_NONBLOCK = 0o4000;
@@ -15,11 +15,14 @@ const EPOLLET = 0x80000000;
 const F_GETFL = 3;
 const F_SETFL = 4;
 const O_NONBLOCK = 0o4000;
+const RWF_NOWAIT = 8;
+const MAX_EVENTS = 16;
 
 const c = {
   eventfd: libc.func('eventfd', 'int', ['uint', 'int']),
   write: libc.func('write', 'int64_t', ['int', 'void *', 'size_t']),
   read: libc.func('read', 'int64_t', ['int', 'void *', 'size_t']),
+  preadv2: libc.func('preadv2', 'int64_t', ['int', 'void *', 'int', 'int64_t', 'int']),
   fcntl: libc.func('fcntl', 'int', ['int', 'int', 'int']),
   epollCreate: libc.func('epoll_create1', 'int', ['int']),
   epollCtl: libc.func('epoll_ctl', 'int', ['int', 'int', 'int', 'void *']),
@@ -55,10 +58,41 @@ export function drain(fd: number): number {
   return Number(c.read(fd, counter, 8)) === 8 ? Number(counter[0]) : 0;
 }
 
+/** Takes the eventfd's count without waiting, whatever the other holders of the same open file do to its flags. */
+export function drainNow(fd: number): void {
+  const iovec = new BigUint64Array([addressOf(counter), BigInt(counter.byteLength)]);
+  c.preadv2(fd, iovec, 1, -1, RWF_NOWAIT);
+}
+
+/**
+ * Signals eventfds that a guest has given us, where another thread can see which one is being written: a guest may fill its
+ * eventfd and make it blocking behind our back, and the write then waits until somebody drains it (see LcoreThread).
+ */
+export class Caller {
+  readonly #mark: Int32Array;
+  readonly #at: number;
+
+  /** `mark[at]` holds the eventfd being written, or −1. */
+  constructor(mark: Int32Array, at: number) {
+    this.#mark = mark;
+    this.#at = at;
+    mark[at] = -1;
+  }
+
+  /** As `signal`. */
+  call(fd: number): boolean {
+    this.#mark[this.#at] = fd;
+    const taken = signal(fd);
+    this.#mark[this.#at] = -1;
+    return taken;
+  }
+}
+
 /** A set of eventfds to sleep on. Edge-triggered: a kick is never read, so no peer can make us wait in read(2). */
 export class Epoll {
   readonly #fd: number;
-  readonly #events = new Uint8Array(12 * 16);
+  /** room for what epoll_wait tells, which nobody reads: struct epoll_event is 12 bytes on x86-64 and 16 elsewhere */
+  readonly #events = new Uint8Array(MAX_EVENTS * 16);
 
   constructor() {
     this.#fd = check(c.epollCreate(EPOLL_CLOEXEC), 'epoll_create1');
@@ -66,7 +100,7 @@ export class Epoll {
 
   /** Watches `fd`, which stays the caller's and must be removed before it is closed. */
   add(fd: number): void {
-    const event = new Uint32Array([EPOLLIN | EPOLLET, fd, 0]);
+    const event = new Uint32Array([EPOLLIN | EPOLLET, fd, 0, 0]);
     check(c.epollCtl(this.#fd, EPOLL_CTL_ADD, fd, event), 'epoll_ctl');
   }
 
@@ -76,7 +110,7 @@ export class Epoll {
 
   /** Sleeps until a watched fd is signalled, at most `timeoutMs`. @returns true if one was. */
   wait(timeoutMs: number): boolean {
-    const n = c.epollWait(this.#fd, this.#events, 16, timeoutMs);
+    const n = c.epollWait(this.#fd, this.#events, MAX_EVENTS, timeoutMs);
     if (n < 0 && errno() !== EINTR) check(n, 'epoll_wait');
     return n > 0;
   }

@@ -20,7 +20,6 @@ const HUGETLBFS_MAGIC = 0x958458f6;
 
 const c = {
   mmap: libc.func('mmap', 'uintptr_t', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'int64_t']),
-  munmap: libc.func('munmap', 'int', ['uintptr_t', 'size_t']),
   memfdCreate: libc.func('memfd_create', 'int', ['str', 'uint']),
   fcntl: libc.func('fcntl', 'int', ['int', 'int', 'int']),
 };
@@ -41,13 +40,9 @@ export function mapZero(address: bigint, len: number): void {
   mmap(address, len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
 }
 
-/** Reserves `len` bytes of zero pages anywhere; the caller unmaps them. */
+/** Reserves `len` bytes of zero pages anywhere, for as long as the process lives. */
 export function reserve(len: number): bigint {
   return mmap(0n, len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-}
-
-export function unmap(address: bigint, len: number): void {
-  check(c.munmap(address, len), 'munmap');
 }
 
 /** A sealable, close-on-exec memory file of `len` zero bytes. The caller owns the fd. */

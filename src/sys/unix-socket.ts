@@ -6,6 +6,7 @@
 import { closeSync } from 'node:fs';
 import koffi from 'koffi';
 import { SysError } from '../errors.ts';
+import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN, SUN_PATH_LEN } from '../uapi/socket.ts';
 import { addressOf, check, EAGAIN, EINTR, errno, libc } from './libc.ts';
 
 const AF_UNIX = 1;
@@ -17,11 +18,8 @@ const SCM_RIGHTS = 1;
 const MSG_CTRUNC = 8;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x40000000;
-/** sun_path holds this many bytes, its final NUL included */
-const SUN_PATH_LEN = 108;
 /** The kernel never passes more fds at once (SCM_MAX_FD); room for all of them, so that none is lost unseen. */
 const MAX_FDS = 253;
-const CMSG_HDR = 16;
 const EMFILE = 24;
 
 const c = {
@@ -37,9 +35,9 @@ const c = {
 function sockaddr(path: string): Uint8Array {
   const bytes = Buffer.from(path);
   if (bytes.length >= SUN_PATH_LEN) throw new RangeError(`socket path longer than ${SUN_PATH_LEN - 1} bytes: ${path}`);
-  const addr = new Uint8Array(2 + SUN_PATH_LEN);
-  new DataView(addr.buffer).setUint16(0, AF_UNIX, true);
-  addr.set(bytes, 2);
+  const addr = new Uint8Array(SOCKADDR_UN.size);
+  new DataView(addr.buffer).setUint16(SOCKADDR_UN.off.sun_family, AF_UNIX, true);
+  addr.set(bytes, SOCKADDR_UN.off.sun_path);
   return addr;
 }
 
@@ -88,21 +86,24 @@ export function acceptUnix(listener: number): number | undefined {
   return check(fd, 'accept4');
 }
 
+const { msg_iov, msg_iovlen, msg_control, msg_controllen, msg_flags } = MSGHDR.off;
+const { cmsg_len, cmsg_level, cmsg_type } = CMSGHDR.off;
+
 /** One msghdr with its iovec and control buffer, reused for every call of one direction. */
 class MessageBuffers {
-  readonly control = new DataView(new ArrayBuffer(CMSG_HDR + 4 * MAX_FDS + 4));
-  readonly header = new DataView(new ArrayBuffer(56));
-  readonly iovec = new DataView(new ArrayBuffer(16));
+  readonly control = new DataView(new ArrayBuffer(CMSGHDR.size + 4 * MAX_FDS + 4));
+  readonly header = new DataView(new ArrayBuffer(MSGHDR.size));
+  readonly iovec = new DataView(new ArrayBuffer(IOVEC.size));
 
   /** Points the header at `data` and at `controlLen` bytes of control buffer. */
   prepare(data: Uint8Array, controlLen: number): void {
-    this.iovec.setBigUint64(0, addressOf(data), true);
-    this.iovec.setBigUint64(8, BigInt(data.length), true);
-    this.header.setBigUint64(16, addressOf(this.iovec), true);
-    this.header.setBigUint64(24, 1n, true);
-    this.header.setBigUint64(32, controlLen > 0 ? addressOf(this.control) : 0n, true);
-    this.header.setBigUint64(40, BigInt(controlLen), true);
-    this.header.setInt32(48, 0, true);
+    this.iovec.setBigUint64(IOVEC.off.iov_base, addressOf(data), true);
+    this.iovec.setBigUint64(IOVEC.off.iov_len, BigInt(data.length), true);
+    this.header.setBigUint64(msg_iov, addressOf(this.iovec), true);
+    this.header.setBigUint64(msg_iovlen, 1n, true);
+    this.header.setBigUint64(msg_control, controlLen > 0 ? addressOf(this.control) : 0n, true);
+    this.header.setBigUint64(msg_controllen, BigInt(controlLen), true);
+    this.header.setInt32(msg_flags, 0, true);
   }
 }
 
@@ -125,18 +126,21 @@ export function receive(fd: number, data: Uint8Array, fds: number[]): number {
     return e === EAGAIN || e === EINTR ? AGAIN : check(n, 'recvmsg');
   }
   takeFds(receiving, fds);
-  if ((receiving.header.getInt32(48, true) & MSG_CTRUNC) !== 0) throw new SysError('recvmsg', EMFILE);
+  if ((receiving.header.getInt32(msg_flags, true) & MSG_CTRUNC) !== 0) throw new SysError('recvmsg', EMFILE);
   return n;
 }
 
 function takeFds({ header, control }: MessageBuffers, fds: number[]): void {
-  const controlLen = Number(header.getBigUint64(40, true));
-  for (let at = 0; at + CMSG_HDR <= controlLen; ) {
-    const len = Number(control.getBigUint64(at, true));
-    if (len < CMSG_HDR) break;
-    if (control.getInt32(at + 8, true) === SOL_SOCKET && control.getInt32(at + 12, true) === SCM_RIGHTS) {
+  const controlLen = Number(header.getBigUint64(msg_controllen, true));
+  for (let at = 0; at + CMSGHDR.size <= controlLen; ) {
+    const len = Number(control.getBigUint64(at + cmsg_len, true));
+    if (len < CMSGHDR.size) break;
+    if (
+      control.getInt32(at + cmsg_level, true) === SOL_SOCKET &&
+      control.getInt32(at + cmsg_type, true) === SCM_RIGHTS
+    ) {
       const end = Math.min(at + len, controlLen);
-      for (let off = at + CMSG_HDR; off + 4 <= end; off += 4) fds.push(control.getInt32(off, true));
+      for (let off = at + CMSGHDR.size; off + 4 <= end; off += 4) fds.push(control.getInt32(off, true));
     }
     at += Math.ceil(len / 8) * 8;
   }
@@ -147,13 +151,13 @@ function takeFds({ header, control }: MessageBuffers, fds: number[]): void {
  * @returns bytes taken by the kernel, AGAIN when the peer does not read. Throws SysError (EPIPE, …).
  */
 export function send(fd: number, data: Uint8Array, fds: readonly number[] = []): number {
-  const dataLen = CMSG_HDR + 4 * fds.length;
+  const dataLen = CMSGHDR.size + 4 * fds.length;
   sending.prepare(data, fds.length > 0 ? Math.ceil(dataLen / 8) * 8 : 0);
   if (fds.length > 0) {
-    sending.control.setBigUint64(0, BigInt(dataLen), true);
-    sending.control.setInt32(8, SOL_SOCKET, true);
-    sending.control.setInt32(12, SCM_RIGHTS, true);
-    for (let i = 0; i < fds.length; i++) sending.control.setInt32(CMSG_HDR + 4 * i, fds[i], true);
+    sending.control.setBigUint64(cmsg_len, BigInt(dataLen), true);
+    sending.control.setInt32(cmsg_level, SOL_SOCKET, true);
+    sending.control.setInt32(cmsg_type, SCM_RIGHTS, true);
+    for (let i = 0; i < fds.length; i++) sending.control.setInt32(CMSGHDR.size + 4 * i, fds[i], true);
   }
   const n = Number(c.sendmsg(fd, sending.header, MSG_NOSIGNAL));
   if (n >= 0) return n;

@@ -235,6 +235,11 @@ export class NetDevice implements VhostDevice {
     this.#events.onDestroyed(this);
   }
 
+  /** True if `fd` is the call eventfd of one of its vrings. */
+  hasCallFd(fd: number): boolean {
+    return this.#vrings.some(({ callFd, errFd }) => callFd === fd || errFd === fd);
+  }
+
   /** Covers what the front end has cut off its memory files. @returns true if it has cut something */
   coverTruncated(): boolean {
     return this.#memory.coverTruncated();

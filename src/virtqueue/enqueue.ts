@@ -72,6 +72,9 @@ export class Enqueuer {
       if (status < 0) this.#count(burst, packet);
       else this.drops[status]++;
       i++;
+      if (ring.fault === FAULT_NONE) continue;
+      this.drops[DROP_FAULT] += to - i;
+      break;
     }
     this.#flush();
     if (this.#filled > 0) {

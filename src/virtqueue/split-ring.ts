@@ -6,7 +6,7 @@
 import type { AddressMap } from '../mem/address-map.ts';
 import type { Place } from '../mem/guest-memory.ts';
 import type { WindowViews } from '../mem/window.ts';
-import { signal } from '../sys/eventfd.ts';
+import type { Caller } from '../sys/eventfd.ts';
 import { VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY } from '../uapi/virtio-ring.ts';
 import { FAULT_AVAIL_JUMP, FAULT_NONE } from './fault.ts';
 import { NO_FD } from './vhost-device.ts';
@@ -67,6 +67,7 @@ export class SplitRing {
   nextUsed: number;
   /** avail entries known to be there, from `nextAvail` on */
   ready = 0;
+  readonly #caller: Caller;
   /** the used index at the last notification */
   #signalled: number;
   #signalledValid = false;
@@ -81,7 +82,8 @@ export class SplitRing {
    * `windows` is by window id and holds those that the config and `map` name. The ring goes on behind the last used entry: a
    * back end hands every buffer back before it stops, so what is available behind it has not been done, whoever stopped how.
    */
-  constructor(config: SplitRingConfig, map: AddressMap, windows: readonly WindowViews[]) {
+  constructor(config: SplitRingConfig, map: AddressMap, windows: readonly WindowViews[], caller: Caller) {
+    this.#caller = caller;
     this.num = config.num;
     this.mask = config.num - 1;
     this.map = map;
@@ -158,7 +160,7 @@ export class SplitRing {
       return;
     }
     this.calls++;
-    if (!signal(this.callFd)) this.callsFailed++;
+    if (!this.#caller.call(this.callFd)) this.callsFailed++;
   }
 
   #callWanted(): boolean {
