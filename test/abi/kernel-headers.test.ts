@@ -1,0 +1,108 @@
+/** Our layouts and constants against the C headers of this machine. */
+import assert from 'node:assert/strict';
+import { readdirSync, readFileSync } from 'node:fs';
+import { test } from 'node:test';
+import type { Layout } from '../../src/uapi/layout.ts';
+import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN } from '../../src/uapi/socket.ts';
+import * as vhostUser from '../../src/uapi/vhost-user.ts';
+import * as virtioNet from '../../src/uapi/virtio-net.ts';
+import * as virtioRing from '../../src/uapi/virtio-ring.ts';
+import { evaluateC, hasGcc } from './c-probe.ts';
+
+const HEADERS = [
+  'sys/socket.h',
+  'sys/un.h',
+  'sys/uio.h',
+  'sys/mman.h',
+  'sys/eventfd.h',
+  'sys/epoll.h',
+  'fcntl.h',
+  'errno.h',
+  'linux/magic.h',
+  'linux/virtio_ring.h',
+  'linux/virtio_net.h',
+  'linux/virtio_config.h',
+  'linux/vhost.h',
+];
+
+/** Where C names a field differently, or has it in a struct within. */
+const FIELD_IN_C: Record<string, Record<string, string>> = {
+  virtio_net_hdr_mrg_rxbuf: Object.fromEntries(
+    ['flags', 'gso_type', 'hdr_len', 'gso_size', 'csum_start', 'csum_offset'].map((field) => [field, `hdr.${field}`]),
+  ),
+  vhost_memory_region: { mmap_offset: 'flags_padding' }, // vhost-user's own use of the last 8 bytes
+};
+
+const LAYOUTS: readonly Layout<string>[] = [
+  virtioRing.VRING_DESC,
+  virtioRing.VRING_AVAIL,
+  virtioRing.VRING_USED_ELEM,
+  virtioNet.VIRTIO_NET_HDR_MRG_RXBUF,
+  vhostUser.VHOST_VRING_STATE,
+  vhostUser.VHOST_VRING_ADDR,
+  { ...vhostUser.VHOST_MEMORY_REGION, name: 'vhost_memory_region' },
+  SOCKADDR_UN,
+  IOVEC,
+  MSGHDR,
+  CMSGHDR,
+];
+
+/** Constants of a TypeScript module or source text, by name. */
+type Constants = Map<string, bigint>;
+
+function exportedConstants(module: object): Constants {
+  const numbers = Object.entries(module).filter(([, value]) => typeof value === 'number');
+  return new Map(numbers.map(([name, value]): [string, bigint] => [name, BigInt(value as number)]));
+}
+
+/** The `const NAME = 0o4000;` lines of src/sys, whose constants are private. */
+function sysConstants(): Constants {
+  const dir = new URL('../../src/sys/', import.meta.url);
+  const found: Constants = new Map();
+  for (const file of readdirSync(dir)) {
+    const source = readFileSync(new URL(file, dir), 'utf8');
+    for (const [, name, value] of source.matchAll(/^(?:export )?const ([A-Z][A-Z0-9_]*) = (0?[xo]?[0-9a-f_]+);/gm)) {
+      found.set(name, BigInt(value.replaceAll('_', '')));
+    }
+  }
+  return found;
+}
+
+const skip = hasGcc() || process.env.CI === 'true' ? false : 'there is no gcc here to compile the C side with';
+
+test('struct layouts are those of the C headers', { skip }, () => {
+  const ours = new Map<string, bigint>();
+  for (const { name, size, off } of LAYOUTS) {
+    ours.set(`sizeof(struct ${name})`, BigInt(size));
+    for (const [field, at] of Object.entries(off)) {
+      ours.set(`offsetof(struct ${name}, ${FIELD_IN_C[name]?.[field] ?? field})`, BigInt(at));
+    }
+  }
+  const theirs = evaluateC(HEADERS, new Map([...ours.keys()].map((expression) => [expression, undefined])));
+  assert.deepEqual(theirs, ours);
+});
+
+test('constants are those of the C headers', { skip }, () => {
+  const ours: Constants = new Map([
+    ...exportedConstants(virtioRing),
+    ...exportedConstants(virtioNet),
+    ...exportedConstants(vhostUser),
+    ...sysConstants(),
+  ]);
+  ours.delete('VHOST_VRING_F_LOG'); // the header has the bit's number, the protocol its value: below
+  const theirs = evaluateC(HEADERS, new Map([...ours.keys()].map((name) => [name, name])));
+  for (const [name, value] of theirs) assert.equal(ours.get(name), value, name);
+
+  const compared = [...theirs.keys()];
+  for (const name of ['VIRTIO_NET_F_MRG_RXBUF', 'VRING_DESC_F_INDIRECT', 'VHOST_F_LOG_ALL', 'VIRTIO_F_VERSION_1']) {
+    assert.ok(compared.includes(name), `${name} was not compared`);
+  }
+  for (const name of ['SCM_RIGHTS', 'MSG_CTRUNC', 'MFD_ALLOW_SEALING', 'MAP_FIXED', 'EFD_NONBLOCK', 'EPOLLET']) {
+    assert.ok(compared.includes(name), `${name} was not compared`);
+  }
+});
+
+test('VHOST_VRING_F_LOG is the bit that the header numbers', { skip }, () => {
+  const theirs = evaluateC(HEADERS, new Map([['1 << VHOST_VRING_F_LOG', undefined]]));
+  assert.equal(theirs.get('1 << VHOST_VRING_F_LOG'), BigInt(vhostUser.VHOST_VRING_F_LOG));
+});

@@ -1,0 +1,219 @@
+/**
+ * Servers, raw peers and descriptors of every kind for the protocol tests.
+ */
+import assert from 'node:assert/strict';
+import { closeSync, mkdtempSync, openSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { after } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { createEventfd } from '../../src/sys/eventfd.ts';
+import { createMemfd } from '../../src/sys/memory.ts';
+import { AGAIN, acceptUnix, bindUnix, connectUnix, receive, send, startListening } from '../../src/sys/unix-socket.ts';
+import type { LogLevel } from '../../src/vhost-user/limited-log.ts';
+import { VhostUserServer, type VhostUserServerOptions } from '../../src/vhost-user/server.ts';
+import { FakeDevice } from './fake-device.ts';
+
+const PATIENCE_MS = 5000;
+
+/** What a failed test leaves open: closed at the end of the file, which would otherwise never come. */
+const leftOpen = new Set<{ close(): unknown }>();
+const folders = new Set<string>();
+after(async () => {
+  await Promise.all([...leftOpen].map((each) => each.close()));
+  for (const folder of folders) rmSync(folder, { recursive: true, force: true });
+});
+
+export const bytes = (hex: string): Uint8Array => Uint8Array.from(Buffer.from(hex.replaceAll(/\s/g, ''), 'hex'));
+export const hexOf = (data: Uint8Array): string => Buffer.from(data).toString('hex');
+
+/** Waits until `condition` holds. */
+export async function until(condition: () => boolean, what: string): Promise<void> {
+  const giveUpAt = performance.now() + PATIENCE_MS;
+  while (!condition()) {
+    assert.ok(performance.now() < giveUpAt, `timed out waiting until ${what}`);
+    await sleep(1);
+  }
+}
+
+/** Descriptors this process has open. */
+export const openFds = (): number => readdirSync('/proc/self/fd').length;
+
+/** Descriptors for messages, all closed by {@link close}. */
+export class FdBox {
+  readonly #fds: number[] = [];
+
+  #keep(fd: number): number {
+    this.#fds.push(fd);
+    return fd;
+  }
+
+  eventfd = () => this.#keep(createEventfd());
+  memfd = (len = 0x1000) => this.#keep(createMemfd('test', len));
+  devNull = () => this.#keep(openSync('/dev/null', 'r+'));
+  socket = (path: string) => this.#keep(connectUnix(path));
+  many = (n: number) => Array.from({ length: n }, () => this.eventfd());
+
+  close(): void {
+    for (const fd of this.#fds.splice(0)) closeSync(fd);
+  }
+}
+
+/** A socket that says and hears bytes, and knows no protocol. */
+export class RawPeer {
+  readonly fd: number;
+  #closed = false;
+
+  constructor(fd: number) {
+    this.fd = fd;
+  }
+
+  static connect = (path: string) => new RawPeer(connectUnix(path));
+
+  /** Sends `hex`, all at once. */
+  send(hex: string, fds: readonly number[] = []): void {
+    const data = bytes(hex);
+    assert.equal(send(this.fd, data, fds), data.length);
+  }
+
+  /** Waits for `n` bytes and any descriptors with them; fewer when the peer closes. */
+  async read(n: number, fds: number[] = []): Promise<string> {
+    const data = new Uint8Array(n);
+    let got = 0;
+    const giveUpAt = performance.now() + PATIENCE_MS;
+    while (got < n) {
+      const more = receive(this.fd, data.subarray(got), fds);
+      if (more === 0) break;
+      if (more === AGAIN) {
+        assert.ok(
+          performance.now() < giveUpAt,
+          `timed out waiting for ${n} bytes, got ${hexOf(data.subarray(0, got))}`,
+        );
+        await sleep(1);
+        continue;
+      }
+      got += more;
+    }
+    return hexOf(data.subarray(0, got));
+  }
+
+  /** True if nothing is there to read, and the connection is open. */
+  silent(): boolean {
+    return receive(this.fd, new Uint8Array(1), []) === AGAIN;
+  }
+
+  /** Waits for the other side to close; ignores what it says before. */
+  async untilClosed(): Promise<void> {
+    const giveUpAt = performance.now() + PATIENCE_MS;
+    for (;;) {
+      let n: number;
+      try {
+        n = receive(this.fd, new Uint8Array(4096), []);
+      } catch {
+        return; // reset: it had not read everything
+      }
+      if (n === 0) return;
+      assert.ok(performance.now() < giveUpAt, 'timed out waiting for the other side to close');
+      if (n === AGAIN) await sleep(1);
+    }
+  }
+
+  close(): void {
+    if (!this.#closed) closeSync(this.fd);
+    this.#closed = true;
+  }
+}
+
+/** A folder for sockets. */
+export class TempDir {
+  readonly #dir = mkdtempSync(join(tmpdir(), 'vhost-switch-protocol-'));
+
+  constructor() {
+    folders.add(this.#dir);
+  }
+
+  path = (name: string) => join(this.#dir, name);
+  names = () => readdirSync(this.#dir);
+  remove = () => {
+    rmSync(this.#dir, { recursive: true, force: true });
+    folders.delete(this.#dir);
+  };
+}
+
+/** A server with recording devices and a recorded log, on a socket of its own. */
+export class TestServer {
+  readonly dir = new TempDir();
+  readonly path = this.dir.path('s');
+  readonly devices: FakeDevice[] = [];
+  readonly lines: string[] = [];
+  readonly server: VhostUserServer;
+  readonly #peers: RawPeer[] = [];
+
+  constructor(options: Partial<VhostUserServerOptions> & { prepare?: (device: FakeDevice) => void } = {}) {
+    this.server = new VhostUserServer({
+      path: this.path,
+      log: (level: LogLevel, text: string) => this.lines.push(`${level} ${text}`),
+      createDevice: (info) => {
+        const device = new FakeDevice();
+        options.prepare?.(device);
+        info.name = `device ${this.devices.length}`;
+        this.devices.push(device);
+        return device;
+      },
+      ...options,
+    });
+    leftOpen.add(this);
+  }
+
+  /** A new connection and the device behind it. */
+  async connect(): Promise<{ peer: RawPeer; device: FakeDevice }> {
+    const n = this.devices.length;
+    const peer = RawPeer.connect(this.path);
+    this.#peers.push(peer);
+    await until(() => this.devices.length > n, 'a device is created');
+    return { peer, device: this.devices[n] };
+  }
+
+  /** Log lines without those of connecting and disconnecting. */
+  problems(): string[] {
+    return this.lines.filter((line) => !/: (dis)?connected$/.test(line));
+  }
+
+  async close(): Promise<void> {
+    leftOpen.delete(this);
+    for (const peer of this.#peers) peer.close();
+    await this.server.close();
+    this.dir.remove();
+  }
+}
+
+/** A listening socket that accepts by hand, to play a back end. */
+export class RawServer {
+  readonly dir = new TempDir();
+  readonly path = this.dir.path('s');
+  readonly #fd = bindUnix(this.path);
+  readonly #peers: RawPeer[] = [];
+
+  constructor() {
+    startListening(this.#fd, 8);
+    leftOpen.add(this);
+  }
+
+  async accept(): Promise<RawPeer> {
+    let fd: number | undefined;
+    await until(() => {
+      fd = acceptUnix(this.#fd);
+      return fd !== undefined;
+    }, 'someone connects');
+    const peer = new RawPeer(fd as number);
+    this.#peers.push(peer);
+    return peer;
+  }
+
+  close(): void {
+    leftOpen.delete(this);
+    for (const peer of this.#peers) peer.close();
+    closeSync(this.#fd);
+    this.dir.remove();
+  }
+}
