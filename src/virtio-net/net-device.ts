@@ -159,12 +159,13 @@ export class NetDevice implements VhostDevice {
     await this.#datapath.setMemory(this.id, this.#memory.chunks, this.#memory.windows);
   }
 
+  /** 0 takes the vring away: DPDK sends it for queues that it does not use. */
   async setVringNum(vring: number, num: number): Promise<void> {
-    if (num < 1 || num > VIRTQ_MAX_SIZE || (num & (num - 1)) !== 0)
+    if (num > VIRTQ_MAX_SIZE || (num & (num - 1)) !== 0)
       throw new ProtocolError(
         'BAD_VRING',
         'SET_VRING_NUM',
-        `vring ${vring}: ${num} is no power of two from 1 to ${VIRTQ_MAX_SIZE}`,
+        `vring ${vring}: ${num} is no power of two up to ${VIRTQ_MAX_SIZE}`,
       );
     await this.#change(vring, 'SET_VRING_NUM', (v) => {
       v.num = num;
