@@ -6,9 +6,9 @@ import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ealLcores, ealMemory } from '../../test/peers/dpdk.ts';
+import { describeMemory, type Hugepages, reserveHugepages } from '../../test/peers/hugepages.ts';
 import { packageVersion } from '../../test/peers/packages.ts';
 import { makeTempDir, PeerProcess, removeTempDir, runToEnd } from '../../test/peers/process.ts';
-import { describeMemory, type Hugepages, reserveHugepages } from './hugepages.ts';
 import { type BenchPeer, type BenchPeerOptions, otherCpu } from './peer.ts';
 
 const CACHE = fileURLToPath(new URL('../../.cache/bench', import.meta.url));

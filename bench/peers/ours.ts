@@ -1,4 +1,4 @@
-/** The switch of this repository, run from its sources on one polling lcore. */
+/** The switch of this repository, as it is published, on one polling lcore. */
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -39,7 +39,7 @@ export function ownPeer({ core, dir }: BenchPeerOptions): OwnPeer {
         name: 'vhost-switch',
         command: process.execPath,
         args: [
-          join(ROOT, 'src/cli/vhost-switch.ts'),
+          join(ROOT, 'dist/cli/vhost-switch.js'),
           ...['-l', String(core), '--', '--poll', 'busy', '--mergeable', '1'],
           ...sockets.flatMap((socket) => ['--socket-file', socket]),
         ],

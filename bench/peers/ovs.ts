@@ -2,9 +2,9 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
+import { describeMemory, type Hugepages, reserveHugepages } from '../../test/peers/hugepages.ts';
 import { packageVersion } from '../../test/peers/packages.ts';
 import { PeerProcess, runToEnd } from '../../test/peers/process.ts';
-import { describeMemory, type Hugepages, reserveHugepages } from './hugepages.ts';
 import { type BenchPeer, type BenchPeerOptions, otherCpu } from './peer.ts';
 
 const SCHEMA = '/usr/share/openvswitch/vswitch.ovsschema';

@@ -1,8 +1,8 @@
 /** DPDK's testpmd with two net_vhost ports: copies frames from one to the other and sets addresses, without a lookup. */
 import { join } from 'node:path';
 import { DpdkTestpmd } from '../../test/peers/dpdk.ts';
+import { describeMemory, type Hugepages, reserveHugepages } from '../../test/peers/hugepages.ts';
 import { packageVersion } from '../../test/peers/packages.ts';
-import { describeMemory, type Hugepages, reserveHugepages } from './hugepages.ts';
 import { type BenchPeer, type BenchPeerOptions, MAC_A, MAC_B, otherCpu } from './peer.ts';
 
 const MEMORY_MIB = 256;

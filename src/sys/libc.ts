@@ -8,13 +8,14 @@ export const libc = koffi.load(null);
 
 export const EAGAIN = 11;
 export const EINTR = 4;
+export const EINVAL = 22;
 
 /** errno of this thread's last failed call. */
 export const errno = () => koffi.errno();
 
-/** Passes `result` on, or throws a SysError naming the call when it is negative. */
-export function check(result: number, syscall: string): number {
-  if (result < 0) throw new SysError(syscall, koffi.errno());
+/** Passes `result` on, or throws a SysError naming the call, and its object `what`, when it is negative. */
+export function check(result: number, syscall: string, what?: string): number {
+  if (result < 0) throw new SysError(syscall, koffi.errno(), what);
   return result;
 }
 

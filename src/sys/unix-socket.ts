@@ -61,7 +61,7 @@ function withSocket(path: string, use: (fd: number, addr: Uint8Array) => void): 
  */
 export function bindUnix(path: string): number {
   return withSocket(path, (fd, addr) => {
-    check(c.bind(fd, addr, addr.length), 'bind');
+    check(c.bind(fd, addr, addr.length), 'bind', path);
   });
 }
 
@@ -73,7 +73,7 @@ export function startListening(fd: number, backlog: number): void {
 /** A non-blocking connection to the listener at `path`. Throws SysError (ECONNREFUSED, ENOENT, EAGAIN: its backlog is full). */
 export function connectUnix(path: string): number {
   return withSocket(path, (fd, addr) => {
-    check(c.connect(fd, addr, addr.length), 'connect');
+    check(c.connect(fd, addr, addr.length), 'connect', path);
   });
 }
 

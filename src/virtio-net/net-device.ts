@@ -250,22 +250,24 @@ export class NetDevice implements VhostDevice {
   async #change(index: number, request: string, change: (vring: Vring) => void): Promise<void> {
     await this.#stop(index);
     change(this.#vrings[index]);
-    await this.#start(index, request);
+    await this.#start(index, request, true);
   }
 
+  /** Starts the vrings that can run now. Those whose memory is gone or yet to come wait for it. */
   async #startAll(request: string): Promise<void> {
-    for (let i = 0; i < VRINGS; i++) await this.#start(i, request);
+    for (let i = 0; i < VRINGS; i++) await this.#start(i, request, false);
   }
 
   async #stopAll(): Promise<void> {
     for (let i = 0; i < VRINGS; i++) await this.#stop(i);
   }
 
-  async #start(index: number, request: string): Promise<void> {
+  /** @param must its addresses are part of the request: ProtocolError if they are no good */
+  async #start(index: number, request: string, must: boolean): Promise<void> {
     const v = this.#vrings[index];
     if (v.running || !v.started || v.num === 0 || v.addresses === undefined || this.#memory.regions.length === 0)
       return;
-    const places = this.#ringPlaces(v, index, request, true);
+    const places = this.#ringPlaces(v, index, request, must);
     if (places === undefined) return;
     const hidden = this.#memory.findPrivate(v.addresses.descAddr);
     if (hidden >= 0)
