@@ -50,6 +50,8 @@ interface Entry {
   readonly name: string;
   readonly block: SharedArrayBuffer;
   mac: string | undefined;
+  /** being disconnected for what it did; that is told once, however often it shows */
+  doomed: boolean;
 }
 
 /** A MAC address in text, from its first four and last two bytes as little-endian words. */
@@ -127,7 +129,7 @@ export class VhostSwitch {
       onDestroyed: () => this.#onDestroyed(id),
     });
     const block = counterBlock(PORT_SLOTS);
-    this.#entries[id] = { device, socket: info.path, name: info.name, block, mac: undefined };
+    this.#entries[id] = { device, socket: info.path, name: info.name, block, mac: undefined, doomed: false };
     lcore.addPort(id, block).catch((error) => this.#options.onFatal(error));
     this.#options.print(`DATA: (${id}) Device has been added to data core ${this.#options.lcore}`);
     return device;
@@ -145,14 +147,16 @@ export class VhostSwitch {
     this.#options.print(`DATA: (${id}) MAC_ADDRESS ${mac} and VLAN_TAG ${FIRST_VLAN_TAG + id} registered`);
   }
 
-  /** A front end has cut off memory that the lcore was using: zero pages take its place, and the device goes. */
+  /** Memory is gone that the lcore was using: zero pages take its place, and the device goes. */
   readonly #onSigbus = (): void => {
     this.#disconnect((device) => device.coverTruncated(), 'the front end truncated its memory');
+    this.#disconnect((device) => device.coverHoles(), 'its memory file has holes, and its file system is full');
   };
 
   #disconnect(which: (device: NetDevice) => boolean, why: string): void {
     for (const entry of this.#entries) {
-      if (entry === undefined || !which(entry.device)) continue;
+      if (entry === undefined || !which(entry.device) || entry.doomed) continue;
+      entry.doomed = true;
       this.#options.log('error', `${entry.name}: ${why}: disconnected`);
       for (const server of this.#servers) server.disconnect(entry.device);
     }

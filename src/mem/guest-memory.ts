@@ -4,7 +4,7 @@
  */
 import { closeSync, fstatSync } from 'node:fs';
 import { ProtocolError } from '../errors.ts';
-import { pageSize, sealAgainstShrinking } from '../sys/memory.ts';
+import { hasHoleWithoutRoom, pageSize, sealAgainstShrinking } from '../sys/memory.ts';
 import type { Chunk } from './address-map.ts';
 import { mapInto, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle, type WindowPool } from './window.ts';
 
@@ -232,13 +232,25 @@ export class GuestMemory {
    * @returns true if something was cut.
    */
   coverTruncated(): boolean {
-    let cut = false;
+    return this.#cover(({ fd, fileOff, size }) => fstatSync(fd).size < fileOff + size);
+  }
+
+  /**
+   * Puts zero pages over memory whose file has holes that its file system has no room to fill. Unsealed files only: a memfd always
+   * has room. @returns true if there was such a file.
+   */
+  coverHoles(): boolean {
+    return this.#cover(({ fd, fileOff, size }) => hasHoleWithoutRoom(fd, fileOff, size));
+  }
+
+  #cover(isLost: (region: MemoryRegion) => boolean): boolean {
+    let some = false;
     for (const { region, sealed, mappings } of this.#regions) {
-      if (sealed || fstatSync(region.fd).size >= region.fileOff + region.size) continue;
+      if (sealed || !isLost(region)) continue;
       this.#unmap(mappings);
-      cut = true;
+      some = true;
     }
-    return cut;
+    return some;
   }
 }
 

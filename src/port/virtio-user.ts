@@ -99,6 +99,8 @@ export class VirtioUser {
   readonly ram: GuestRam;
   readonly pairs: readonly NetPair[];
   #frontEnd: FrontEnd;
+  /** this connection has the memory in slots, which outlive a restart of the rings */
+  #memoryAdded = false;
   #running = false;
   #closed = false;
 
@@ -188,7 +190,9 @@ export class VirtioUser {
       await this.#frontEnd.setMemTable(regions);
       return;
     }
+    if (this.#memoryAdded) return;
     for (const region of regions) await this.#frontEnd.addMemReg(region);
+    this.#memoryAdded = true;
   }
 
   async #startRing(index: number, base: number): Promise<void> {
@@ -264,6 +268,7 @@ export class VirtioUser {
     this.#frontEnd.close();
     const frontEnd = await FrontEnd.connect(this.options.path, { deadlineMs });
     this.#frontEnd = frontEnd;
+    this.#memoryAdded = false;
     this.#watchConnection();
     const { features, protocolFeatures } = this;
     const agreed = await negotiate(frontEnd, { ...this.options, features, protocolFeatures });

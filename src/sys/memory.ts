@@ -16,12 +16,15 @@ const MFD_ALLOW_SEALING = 2;
 const F_ADD_SEALS = 1033;
 const F_GET_SEALS = 1034;
 const F_SEAL_SHRINK = 2;
+const SEEK_HOLE = 4;
 const HUGETLBFS_MAGIC = 0x958458f6;
 
 const c = {
   mmap: libc.func('mmap', 'uintptr_t', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'int64_t']),
   memfdCreate: libc.func('memfd_create', 'int', ['str', 'uint']),
   fcntl: libc.func('fcntl', 'int', ['int', 'int', 'int']),
+  lseek: libc.func('lseek', 'int64_t', ['int', 'int64_t', 'int']),
+  fallocate: libc.func('fallocate', 'int', ['int', 'int', 'int64_t', 'int64_t']),
 };
 
 function mmap(address: bigint, len: number, flags: number, fd: number, fileOff: number): bigint {
@@ -67,4 +70,13 @@ export function sealAgainstShrinking(fd: number): boolean {
   if (seals < 0) return false;
   if ((seals & F_SEAL_SHRINK) !== 0) return true;
   return c.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) === 0;
+}
+
+/**
+ * True if `len` bytes of the file from `fileOff` on have a hole that its file system has no room to fill: touching it through a
+ * mapping raises SIGBUS. Fills the first page of the first hole where there is room.
+ */
+export function hasHoleWithoutRoom(fd: number, fileOff: number, len: number): boolean {
+  const hole = Number(c.lseek(fd, fileOff, SEEK_HOLE));
+  return hole >= 0 && hole < fileOff + len && c.fallocate(fd, 0, hole, 1) < 0;
 }

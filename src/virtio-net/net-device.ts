@@ -246,6 +246,11 @@ export class NetDevice implements VhostDevice {
     return this.#memory.coverTruncated();
   }
 
+  /** Covers memory whose files have holes without room to fill them. @returns true if there was some */
+  coverHoles(): boolean {
+    return this.#memory.coverHoles();
+  }
+
   /** Changes a vring while it is stopped, and starts it again if it can run. */
   async #change(index: number, request: string, change: (vring: Vring) => void): Promise<void> {
     await this.#stop(index);
