@@ -4,7 +4,7 @@
  *   node docs/examples/echo.ts ./echo.sock
  *   qemu-system-x86_64 … -chardev socket,id=c0,path=./echo.sock -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0
  */
-import { BURST_SIZE, Burst, VhostHost, type VhostPort } from 'vhost-switch';
+import { BURST_SIZE, VhostHost, type VhostPort } from 'vhost-switch';
 
 const path = process.argv[2] ?? './echo.sock';
 const host = new VhostHost({ path, log: (_level, text) => console.error(text) });
@@ -13,15 +13,14 @@ host.on('ready', (port) => ready.add(port));
 host.on('stopped', (port) => ready.delete(port));
 host.on('fault', (port, vring, reason) => console.error(`device ${port.id}: vring ${vring} stopped: ${reason}`));
 
-const burst = new Burst();
 const everyPacket = Int32Array.from({ length: BURST_SIZE }, (_, i) => i);
 
 function round(): void {
   for (const port of ready) {
-    const n = port.receive(burst);
+    const n = port.receive();
     if (n === 0) continue;
-    port.transmit(burst, everyPacket, 0, n);
-    port.complete(burst);
+    port.transmit(everyPacket, 0, n);
+    port.complete();
   }
   timer = setImmediate(round);
 }

@@ -15,6 +15,7 @@ import { Caller } from '../sys/eventfd.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
 import { NetDevice } from '../virtio-net/net-device.ts';
+import type { Burst } from '../virtqueue/burst.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
 export interface VhostHostOptions {
@@ -60,6 +61,11 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
       log: options.log ?? (() => {}),
       createDevice: () => this.#createDevice(),
     });
+  }
+
+  /** The packets that a port has received, and that ports transmit: one for all ports of this host. */
+  get burst(): Burst {
+    return this.#table.burst;
   }
 
   /** Where the segments of a burst lie, by window id. */

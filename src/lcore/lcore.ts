@@ -10,7 +10,6 @@ import { Classifier } from '../switch/classify.ts';
 import { Forwarder } from '../switch/forward.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import { Burst } from '../virtqueue/burst.ts';
 import type { VringConfig } from '../virtqueue/split-ring.ts';
 import { PortTable } from './port-table.ts';
 
@@ -26,7 +25,6 @@ export class Lcore {
   readonly #table: PortTable;
   readonly #classifier: Classifier;
   readonly #forwarder: Forwarder;
-  readonly #burst = new Burst();
   readonly counters: Float64Array;
   #now = 0;
 
@@ -56,12 +54,12 @@ export class Lcore {
   }
 
   #pollPort(port: VhostPort): number {
-    const burst = this.#burst;
-    const n = port.receive(burst);
+    const n = port.receive();
     if (n === 0) return 0;
-    this.#classifier.classify(burst, this.#table.stage.heads, port.id, port.counters, this.#now);
+    const { burst } = this.#table;
+    this.#classifier.classify(burst, port.id, port.counters, this.#now);
     this.#forwarder.forward(burst, port);
-    port.complete(burst);
+    port.complete();
     this.counters[LCORE_SLOTS.bursts]++;
     return n;
   }

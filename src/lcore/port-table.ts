@@ -2,11 +2,11 @@
  * The vhost ports of one thread, by number, and the scratch they share.
  */
 import { AddressMap, type Chunk } from '../mem/address-map.ts';
-import { CopyStage } from '../mem/copy-stage.ts';
 import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.ts';
 import { type PortTools, VhostPort } from '../port/vhost-port.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import { Enqueuer } from '../virtqueue/enqueue.ts';
+import { RingStage } from '../virtqueue/ring-stage.ts';
 import type { VringConfig } from '../virtqueue/split-ring.ts';
 
 /** Told once when a port's ring has been stopped for a fault (virtqueue/fault.ts). */
@@ -17,16 +17,19 @@ export class PortTable {
   readonly ports: (VhostPort | undefined)[];
   /** those in use, by number */
   used: readonly VhostPort[] = [];
-  readonly stage = new CopyStage();
+  readonly #ringStage = new RingStage();
+  /** what the ports receive and transmit */
+  readonly burst = this.#ringStage.burst;
   /** this thread's windows, by id: where the segments of a burst lie */
   readonly windows: WindowViews[] = [];
   readonly #tools: PortTools;
 
   /** Port numbers are below `maxPorts`. `caller` signals the guests. */
   constructor(maxPorts: number, caller: Caller, onFault: OnFault) {
-    const { stage, windows } = this;
+    const { windows } = this;
+    const ringStage = this.#ringStage;
     this.ports = Array(maxPorts).fill(undefined);
-    this.#tools = { stage, windows, caller, enqueuer: new Enqueuer(stage, windows), onFault };
+    this.#tools = { ringStage, windows, caller, enqueuer: new Enqueuer(ringStage, windows), onFault };
   }
 
   addPort(id: number, counters: SharedArrayBuffer): void {

@@ -4,26 +4,22 @@
  * A module instance reaches exactly three memories: the source window, the destination window and the lcore's scratch, where
  * the list of segments lies. It writes exactly the bytes asked for: what lies behind them belongs to the guest.
  */
-import { assemble, I32, op, V128 } from './wasm-assembler.ts';
+import { assemble, type FunctionBody, I32, type MemoryImport, op, V128 } from './wasm-assembler.ts';
 import { WINDOW_BYTES } from './window.ts';
 
-const SRC = 0;
-const DST = 1;
-const SCRATCH = 2;
+/** The memories' numbers, in every module over a pair of windows. */
+export const SRC = 0;
+export const DST = 1;
+export const SCRATCH = 2;
 const WASM_PAGE = 65536;
 
 /** One segment in the list: source offset, destination offset, length, each an i32. */
 export const COPY_ENTRY_BYTES = 12;
-/** One look at a frame: its source offset, an i32. */
-export const PEEK_ENTRY_BYTES = 4;
-/** Bytes that `peek` takes from the front of a frame: both addresses, the type, and a VLAN tag's number or two bytes more. */
-export const PEEK_BYTES = 16;
-
-/** Scratch memory of one lcore, pages. */
+/** Scratch memory of one user of the module, pages. */
 export const SCRATCH_PAGES = 1;
 
 /** copy(listOff, endOff): moves the segments listed in scratch from `listOff` up to `endOff`, at least one. */
-function copyFunction() {
+export function copyFunction(): FunctionBody {
   const [list, end, src, dst, len, left, a, b, c, d] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
   const { get, set, tee } = op;
   const advance = (bytes: number) => [
@@ -60,6 +56,7 @@ function copyFunction() {
   return {
     name: 'copy',
     params: 2,
+    result: false,
     locals: [I32, I32, I32, I32, V128, V128, V128, V128],
     code: [
       op.doWhile(
@@ -93,47 +90,15 @@ function copyFunction() {
   };
 }
 
-/** peek(listOff, endOff, outOff): copies the first 16 bytes at each source offset listed to scratch, one after the other. */
-function peekFunction() {
-  const [list, end, out] = [0, 1, 2];
-  const { get, set, tee } = op;
-  return {
-    name: 'peek',
-    params: 3,
-    locals: [],
-    code: [
-      op.doWhile(
-        ...[get(out), get(list), op.load32(SCRATCH), op.load128(SRC), op.store128(SCRATCH)],
-        ...[get(out), op.const(PEEK_BYTES), op.add, set(out)],
-        ...[get(list), op.const(PEEK_ENTRY_BYTES), op.add, tee(list), get(end), op.ltU],
-      ),
-    ],
-  };
-}
-
 export interface CopyExports {
   copy(listOff: number, endOff: number): void;
-  peek(listOff: number, endOff: number, outOff: number): void;
 }
 
-let compiled: WebAssembly.Module | undefined;
+/** The memories that every module over a pair of windows imports, in this order. */
+export const PAIR_MEMORIES: readonly MemoryImport[] = [
+  { name: 'src', pages: WINDOW_BYTES / WASM_PAGE, shared: true },
+  { name: 'dst', pages: WINDOW_BYTES / WASM_PAGE, shared: true },
+  { name: 'scratch', pages: SCRATCH_PAGES, shared: false },
+];
 
-/** An instance for one pair of windows; a few tens of microseconds. */
-export function instantiateCopy(
-  src: WebAssembly.Memory,
-  dst: WebAssembly.Memory,
-  scratch: WebAssembly.Memory,
-): CopyExports {
-  const pages = WINDOW_BYTES / WASM_PAGE;
-  compiled ??= new WebAssembly.Module(
-    assemble(
-      [
-        { name: 'src', pages, shared: true },
-        { name: 'dst', pages, shared: true },
-        { name: 'scratch', pages: SCRATCH_PAGES, shared: false },
-      ],
-      [copyFunction(), peekFunction()],
-    ),
-  );
-  return new WebAssembly.Instance(compiled, { m: { src, dst, scratch } }).exports as unknown as CopyExports;
-}
+export const copyModule = () => new WebAssembly.Module(assemble(PAIR_MEMORIES, [copyFunction()]));

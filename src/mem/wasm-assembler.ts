@@ -30,7 +30,7 @@ function sleb(n: number): number[] {
   }
 }
 
-type Code = readonly number[];
+export type Code = readonly number[];
 
 /** A load or store: alignment 1 byte, in memory number `mem`, at a constant offset from the address on the stack. */
 const memarg = (mem: number, offset: number): Code => [0x40, ...uleb(mem), ...uleb(offset)];
@@ -40,11 +40,22 @@ export const op = {
   set: (local: number): Code => [0x21, ...uleb(local)],
   tee: (local: number): Code => [0x22, ...uleb(local)],
   const: (n: number): Code => [0x41, ...sleb(n)],
+  const64: (n: number): Code => [0x42, ...sleb(n)],
+  eqz: [0x45] as Code,
+  ne: [0x47] as Code,
+  ltS: [0x48] as Code,
+  ltU: [0x49] as Code,
+  gtU: [0x4b] as Code,
+  geU: [0x4f] as Code,
   add: [0x6a] as Code,
   sub: [0x6b] as Code,
   and: [0x71] as Code,
-  geU: [0x4f] as Code,
-  ltU: [0x49] as Code,
+  or: [0x72] as Code,
+  shl: [0x74] as Code,
+  shl64: [0x86] as Code,
+  or64: [0x84] as Code,
+  /** i32 to i64, unsigned */
+  extend: [0xad] as Code,
   load8: (mem: number, offset = 0): Code => [0x2d, ...memarg(mem, offset)],
   load16: (mem: number, offset = 0): Code => [0x2f, ...memarg(mem, offset)],
   load32: (mem: number, offset = 0): Code => [0x28, ...memarg(mem, offset)],
@@ -55,6 +66,11 @@ export const op = {
   store32: (mem: number, offset = 0): Code => [0x36, ...memarg(mem, offset)],
   store64: (mem: number, offset = 0): Code => [0x37, ...memarg(mem, offset)],
   store128: (mem: number, offset = 0): Code => [0xfd, 0x0b, ...memarg(mem, offset)],
+  /** Calls the module's function number `index`. */
+  call: (index: number): Code => [0x10, ...uleb(index)],
+  /** Takes an i32: if it is not zero, leaves the `depth`-th block or loop around. */
+  leaveIf: (depth: number): Code => [0x0d, ...uleb(depth)],
+  block: (...body: Code[]): Code => [0x02, VOID, ...body.flat(), 0x0b],
   /** Runs `body` while it ends with a non-zero i32 on the stack. */
   doWhile: (...body: Code[]): Code => [0x03, VOID, ...body.flat(), 0x0d, 0x00, 0x0b],
   /** Takes an i32: `body` if it is not zero. */
@@ -71,8 +87,10 @@ export interface MemoryImport {
 
 export interface FunctionBody {
   readonly name: string;
-  /** the number of i32 parameters, which are the first locals; nothing is returned */
+  /** the number of i32 parameters, which are the first locals */
   readonly params: number;
+  /** true: the code leaves an i32 on the stack, the result */
+  readonly result: boolean;
   /** further locals, by type */
   readonly locals: readonly number[];
   readonly code: readonly Code[];
@@ -90,7 +108,7 @@ export function assemble(
   memories: readonly MemoryImport[],
   functions: readonly FunctionBody[],
 ): Uint8Array<ArrayBuffer> {
-  const types = functions.map((f) => [0x60, ...vec(Array(f.params).fill([I32])), ...vec([])]);
+  const types = functions.map((f) => [0x60, ...vec(Array(f.params).fill([I32])), ...vec(f.result ? [[I32]] : [])]);
   const imports = memories.map((m) => [
     ...name('m'),
     ...name(m.name),

@@ -1,7 +1,7 @@
 /**
- * What the switch asks of a port, whatever is behind it. All calls come from the lcore that owns the port, a burst at a time.
+ * What the switch asks of a port, whatever is behind it. All calls come from the thread that owns the port, a burst at a time:
+ * that thread's only one (virtqueue/burst.ts), which all its ports know.
  */
-import type { Burst } from '../virtqueue/burst.ts';
 
 export interface Port {
   /** The port's number: its place in the lcore's table. */
@@ -10,13 +10,10 @@ export interface Port {
   readonly counters: Float64Array;
   /** False while what is behind the port takes no frames. */
   readonly canTransmit: boolean;
-  /**
-   * Stage 1: fills the burst with what has arrived, and `heads` of the copy stage with each packet's first 16 bytes.
-   * @returns packets, 0 to 32
-   */
-  receive(burst: Burst): number;
+  /** Stage 1: fills the burst with what has arrived. @returns packets, 0 to 32 */
+  receive(): number;
   /** Stage 3: sends packets list[from] … list[to − 1] of the burst. @returns how many were taken; the rest is dropped and counted */
-  transmit(burst: Burst, list: Int32Array, from: number, to: number): number;
+  transmit(list: Int32Array, from: number, to: number): number;
   /** Stage 4: the burst that `receive` filled has gone where it goes; its buffers go back. */
-  complete(burst: Burst): void;
+  complete(): void;
 }

@@ -2,7 +2,6 @@
  * A guest's network device as the lcore sees it: one TX and one RX virtqueue behind the Port contract.
  */
 import type { AddressMap } from '../mem/address-map.ts';
-import { type CopyStage, PEEK_WORDS } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
@@ -10,13 +9,11 @@ import type { Burst } from '../virtqueue/burst.ts';
 import { completeBurst, dequeueBurst } from '../virtqueue/dequeue.ts';
 import { DROP_FAULT, DROP_NO_BUFFER, DROP_TOO_BIG, type Enqueuer } from '../virtqueue/enqueue.ts';
 import { FAULT_NONE, FAULTS } from '../virtqueue/fault.ts';
+import type { RingStage } from '../virtqueue/ring-stage.ts';
 import { SplitRing, type VringConfig } from '../virtqueue/split-ring.ts';
 import { NO_FD } from '../virtqueue/vhost-device.ts';
 import type { Port } from './port.ts';
 
-/** The front of a frame that classification looks at; a frame whose first segment is shorter has it gathered. */
-const HEAD_BYTES = 16;
-const NO_WINDOW = -1;
 /** A net device's vrings, by number (VIRTIO 1.2 §5.1.2). */
 const RX_VRING = 0;
 const TX_VRING = 1;
@@ -25,7 +22,8 @@ const FAULT_SLOTS = FAULTS.map(({ name }) => PORT_SLOTS[`ring_fault_${name}` as 
 
 /** What the ports of one lcore share. */
 export interface PortTools {
-  readonly stage: CopyStage;
+  /** its burst is what `receive` fills and `transmit` sends */
+  readonly ringStage: RingStage;
   readonly enqueuer: Enqueuer;
   /** by window id */
   readonly windows: readonly WindowViews[];
@@ -109,17 +107,17 @@ export class VhostPort implements Port {
     this.#tx = usable(this.#vrings[TX_VRING]);
   }
 
-  receive(burst: Burst): number {
+  receive(): number {
+    const { burst } = this.#tools.ringStage;
     const tx = this.#tx;
     if (tx === undefined) {
       burst.count = 0;
       return 0;
     }
-    const n = dequeueBurst(tx.ring, burst);
+    const n = dequeueBurst(tx.ring, this.#tools.ringStage);
     if (n > 0) {
       this.#count(burst, n);
-      if (tx.enabled) this.#peek(burst, n);
-      else this.#throwAway(burst, n);
+      if (!tx.enabled) this.#throwAway(burst, n);
     }
     if (tx.ring.fault !== FAULT_NONE) this.#stopFaulty(TX_VRING, tx);
     return burst.count;
@@ -135,53 +133,11 @@ export class VhostPort implements Port {
   /** What a disabled ring sends is taken and goes nowhere (vhost-user specification, "Ring states"). */
   #throwAway(burst: Burst, n: number): void {
     this.counters[PORT_SLOTS.tx_drop_disabled] += n;
-    this.complete(burst);
+    this.complete();
     burst.count = 0;
   }
 
-  /** Takes the front of every packet to scratch, a run of one window at a time. */
-  #peek(burst: Burst, n: number): void {
-    const { stage, windows } = this.#tools;
-    const { segments, first } = burst;
-    let runFrom = 0;
-    let runWindow = NO_WINDOW;
-    let short = false;
-    for (let i = 0; i < n; i++) {
-      const s = first[i];
-      if (s === first[i + 1]) {
-        stage.peekList[i] = 0;
-        short = true;
-        continue;
-      }
-      if (segments.len[s] < HEAD_BYTES) short = true;
-      const window = segments.window[s];
-      if (window !== runWindow) {
-        if (runWindow !== NO_WINDOW) stage.peek(windows[runWindow], runFrom, i);
-        runFrom = i;
-        runWindow = window;
-      }
-      stage.peekList[i] = segments.off[s];
-    }
-    if (runWindow !== NO_WINDOW) stage.peek(windows[runWindow], runFrom, n);
-    if (short) for (let i = 0; i < n; i++) this.#gatherHead(burst, i);
-  }
-
-  /** The front of a packet whose first segment does not hold it all; missing bytes are zero. */
-  #gatherHead(burst: Burst, packet: number): void {
-    const { stage, windows } = this.#tools;
-    const { segments, first } = burst;
-    let s = first[packet];
-    if (s < first[packet + 1] && segments.len[s] >= HEAD_BYTES) return;
-    let at = 0;
-    for (; s < first[packet + 1] && at < HEAD_BYTES; s++) {
-      const { u8 } = windows[segments.window[s]];
-      for (let i = 0; i < segments.len[s] && at < HEAD_BYTES; i++)
-        stage.setHeadByte(packet, at++, u8[segments.off[s] + i]);
-    }
-    while (at < PEEK_WORDS * 4) stage.setHeadByte(packet, at++, 0);
-  }
-
-  transmit(burst: Burst, list: Int32Array, from: number, to: number): number {
+  transmit(list: Int32Array, from: number, to: number): number {
     const { counters } = this;
     const rx = this.#rx;
     if (rx === undefined || !rx.enabled) {
@@ -189,7 +145,7 @@ export class VhostPort implements Port {
       return 0;
     }
     const { enqueuer } = this.#tools;
-    const delivered = enqueuer.enqueue(rx.ring, burst, list, from, to);
+    const delivered = enqueuer.enqueue(rx.ring, list, from, to);
     counters[PORT_SLOTS.rx_packets] += delivered;
     counters[PORT_SLOTS.rx_bytes] += enqueuer.bytes;
     if (delivered < to - from) {
@@ -202,10 +158,10 @@ export class VhostPort implements Port {
     return delivered;
   }
 
-  complete(burst: Burst): void {
+  complete(): void {
     const ring = this.#vrings[TX_VRING]?.ring;
     if (ring === undefined) return;
-    completeBurst(ring, burst);
+    completeBurst(ring, this.#tools.ringStage);
     this.#countCalls(ring);
   }
 

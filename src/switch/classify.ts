@@ -1,9 +1,8 @@
 /**
  * Stage 2 of a packet's way: says for each packet of a burst where it goes, and learns where it came from.
  */
-import { PEEK_WORDS } from '../mem/copy-stage.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
-import { type Burst, MAX_FRAME_BYTES } from '../virtqueue/burst.ts';
+import { type Burst, FRONT_WORDS, MAX_FRAME_BYTES } from '../virtqueue/burst.ts';
 import { LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MacTable, NOT_FOUND } from './mac-table.ts';
 import type { OnDuplicate, OnRegistered, SwitchConfig } from './switch-config.ts';
 
@@ -57,29 +56,29 @@ export class Classifier {
   }
 
   /**
-   * Fills `burst.dest` for a burst from `port`, from the packets' first 16 bytes in `heads`. Packets between the same two addresses
+   * Fills `burst.dest` for a burst from `port`, from the packets' fronts. Packets between the same two addresses
    * mostly come in runs: each run is looked up once.
    * @param counters the port's own
    * @param now seconds
    */
-  classify(burst: Burst, heads: Int32Array, port: number, counters: Float64Array, now: number): void {
-    const { count, len } = burst;
-    if (this.#config.learning === 'first' && !this.#admit(burst, heads, port, counters, now)) return;
+  classify(burst: Burst, port: number, counters: Float64Array, now: number): void {
+    const { count, len, front } = burst;
+    if (this.#config.learning === 'first' && !this.#admit(burst, port, counters, now)) return;
     for (let i = 0; i < count; ) {
       const from = i;
-      const malformed = malformedSlot(len[i], sourceFirst(heads, i));
-      const target = malformed < 0 ? this.#route(heads, i, port, counters, now) : TARGET_DROP - malformed;
-      i = malformed < 0 ? spread(burst, heads, i, target) : i + 1;
+      const malformed = malformedSlot(len[i], sourceFirst(front, i));
+      const target = malformed < 0 ? this.#route(front, i, port, counters, now) : TARGET_DROP - malformed;
+      i = malformed < 0 ? spread(burst, i, target) : i + 1;
       burst.dest[from] = Math.max(target, DEST_DROP);
       if (target <= TARGET_DROP) counters[TARGET_DROP - target] += i - from;
     }
   }
 
   /** Learns where packet `i` comes from and says where it goes, as `#target` does. */
-  #route(heads: Int32Array, i: number, port: number, counters: Float64Array, now: number): number {
+  #route(front: Int32Array, i: number, port: number, counters: Float64Array, now: number): number {
     if (this.#config.learning === 'dynamic')
-      this.#learn(sourceFirst(heads, i), sourceLast(heads, i), port, counters, now);
-    return this.#target(heads[PEEK_WORDS * i], heads[PEEK_WORDS * i + 1] & 0xffff, port);
+      this.#learn(sourceFirst(front, i), sourceLast(front, i), port, counters, now);
+    return this.#target(front[FRONT_WORDS * i], front[FRONT_WORDS * i + 1] & 0xffff, port);
   }
 
   /** Where frames to an address go: a port, DEST_FLOOD, or TARGET_DROP less the slot of the counter for their loss. */
@@ -113,10 +112,10 @@ export class Classifier {
    * The sample's rule: the source of the first frame of a device's first burst is its address, for ever. If another device has
    * it, the whole burst is lost and the device stays where it was. @returns true if the burst may pass
    */
-  #admit(burst: Burst, heads: Int32Array, port: number, counters: Float64Array, now: number): boolean {
+  #admit(burst: Burst, port: number, counters: Float64Array, now: number): boolean {
     if (this.#registered[port] === 1) return true;
-    const first = sourceFirst(heads, 0);
-    const last = sourceLast(heads, 0);
+    const first = sourceFirst(burst.front, 0);
+    const last = sourceLast(burst.front, 0);
     const zero = first === 0 && last === 0;
     if (!zero && this.table.lookup(first, last) === NOT_FOUND && this.table.learn(first, last, port, 0) === LEARN_NEW) {
       counters[PORT_SLOTS.mac_learned]++;
@@ -136,27 +135,27 @@ export class Classifier {
 }
 
 /** The source address of packet `i`: its first four bytes, and its last two. */
-function sourceFirst(heads: Int32Array, i: number): number {
-  return (heads[PEEK_WORDS * i + 1] >>> 16) | (heads[PEEK_WORDS * i + 2] << 16);
+function sourceFirst(front: Int32Array, i: number): number {
+  return (front[FRONT_WORDS * i + 1] >>> 16) | (front[FRONT_WORDS * i + 2] << 16);
 }
 
-function sourceLast(heads: Int32Array, i: number): number {
-  return heads[PEEK_WORDS * i + 2] >>> 16;
+function sourceLast(front: Int32Array, i: number): number {
+  return front[FRONT_WORDS * i + 2] >>> 16;
 }
 
 /**
  * Sends packet `from` and those behind it that have the same two addresses and a fair length to the same target. No call in the
  * loop, as in `dequeue.ts`. @returns the first packet of another kind, or the burst's count
  */
-function spread({ count, len, dest }: Burst, heads: Int32Array, from: number, target: number): number {
-  const word0 = heads[PEEK_WORDS * from];
-  const word1 = heads[PEEK_WORDS * from + 1];
-  const word2 = heads[PEEK_WORDS * from + 2];
+function spread({ count, len, dest, front }: Burst, from: number, target: number): number {
+  const word0 = front[FRONT_WORDS * from];
+  const word1 = front[FRONT_WORDS * from + 1];
+  const word2 = front[FRONT_WORDS * from + 2];
   const to = Math.max(target, DEST_DROP);
   let i = from;
   for (; i < count; i++) {
-    const at = PEEK_WORDS * i;
-    if (heads[at] !== word0 || heads[at + 1] !== word1 || heads[at + 2] !== word2) break;
+    const at = FRONT_WORDS * i;
+    if (front[at] !== word0 || front[at + 1] !== word1 || front[at + 2] !== word2) break;
     if (len[i] < ETHERNET_HEADER || len[i] > MAX_FRAME_BYTES + VLAN_TAG) break;
     dest[i] = to;
   }

@@ -1,67 +1,34 @@
 /**
- * Stage 1 of a packet's way: takes what the driver has made available and lists where its bytes lie.
+ * Stage 1 of a packet's way: takes what the driver has made available and lists where its bytes lie; and stage 4, which gives it
+ * back.
  */
-import { BURST_SIZE, type Burst, MAX_SEGMENTS } from './burst.ts';
+import { BURST_SIZE, type Burst, FRONT_BYTES } from './burst.ts';
 import { appendChain, CHAIN_FULL } from './chain.ts';
 import { FAULT_CHAIN_LOOP, FAULT_HEAD_RANGE, FAULT_NO_HEADER } from './fault.ts';
+import type { RingStage } from './ring-stage.ts';
 import type { SplitRing } from './split-ring.ts';
 
 /**
- * Fills the burst from the ring, without the device headers. A malformed chain sets `ring.fault` and ends the burst before it.
- * The heads stay the device's until `completeBurst`.
+ * Fills the stage's burst from the ring, without the device headers. A malformed chain sets `ring.fault` and ends the burst
+ * before it. The heads stay the device's until `completeBurst`.
  * @returns packets taken, 0 to 32
  */
-export function dequeueBurst(ring: SplitRing, burst: Burst): number {
+export function dequeueBurst(ring: SplitRing, stage: RingStage): number {
+  const { burst } = stage;
   burst.segments.count = 0;
   burst.count = 0;
   const ready = ring.refresh();
   if (ready === 0) return 0;
   const n = Math.min(ready, BURST_SIZE);
-  readHeads(ring, burst, n);
-  let i = takePlain(ring, burst, 0, n);
-  while (i < n && takeAny(ring, burst, i)) i = takePlain(ring, burst, i + 1, n);
+  let i = stage.take(ring, 0, n);
+  while (i < n && takeAny(ring, burst, i)) i = i + 1 < n ? stage.take(ring, i + 1, n) : n;
   burst.first[i] = burst.segments.count;
   burst.count = i;
   ring.take(i);
   return i;
 }
 
-function readHeads({ avail, availIdx, nextAvail, mask }: SplitRing, { head }: Burst, n: number): void {
-  const at = availIdx + 2;
-  for (let i = 0; i < n; i++) head[i] = avail[at + ((nextAvail + i) & mask)];
-}
-
-/**
- * Takes packets `from` to `n` − 1 as long as each is one plain descriptor in the memory chunk at hand. A loop of its own without
- * a call in it: so the compiler keeps what it knows of the arrays in registers.
- * @returns the first packet that is something else, or `n`
- */
-function takePlain(ring: SplitRing, burst: Burst, from: number, n: number): number {
-  const { desc, descIdx, headerLen, num, map } = ring;
-  const { hi: mapHi, lo: mapLo, reach, window: mapWindow, base } = map;
-  const { first, head, len: lens, segments } = burst;
-  const { window, off, len: pieceLens } = segments;
-  let count = segments.count;
-  let i = from;
-  for (; i < n && count < MAX_SEGMENTS; i++) {
-    if (head[i] >= num) break;
-    const at = descIdx + 4 * head[i];
-    const distance = (desc[at] - mapLo) >>> 0;
-    const hi = desc[at + 1];
-    const len = desc[at + 2];
-    if ((desc[at + 3] & 0xffff) !== 0 || len <= headerLen || hi !== mapHi || distance + len > reach) break;
-    first[i] = count;
-    window[count] = mapWindow;
-    off[count] = base + distance + headerLen;
-    pieceLens[count] = len - headerLen;
-    lens[i] = len - headerLen;
-    count++;
-  }
-  segments.count = count;
-  return i;
-}
-
-/** Takes packet `i`, whatever its layout. @returns false if the burst ends before it, `ring.fault` says whether in disgrace */
+/** Takes packet `i`, whose head has been read, whatever its layout. @returns false if the burst ends before it */
 function takeAny(ring: SplitRing, burst: Burst, i: number): boolean {
   const { segments } = burst;
   const from = segments.count;
@@ -79,7 +46,20 @@ function takeAny(ring: SplitRing, burst: Burst, i: number): boolean {
   skipHeader(burst, from, ring.headerLen);
   burst.first[i] = from;
   burst.len[i] = total - ring.headerLen;
+  gatherFront(ring, burst, i);
   return true;
+}
+
+/** The front of packet `i`, the last in the burst so far, from however many segments it lies in. */
+function gatherFront({ windows }: SplitRing, { segments, first, frontBytes }: Burst, i: number): void {
+  const end = FRONT_BYTES * (i + 1);
+  let at = FRONT_BYTES * i;
+  for (let s = first[i]; s < segments.count && at < end; s++) {
+    const { u8 } = windows[segments.window[s]];
+    const n = Math.min(segments.len[s], end - at);
+    for (let k = 0; k < n; k++) frontBytes[at++] = u8[segments.off[s] + k];
+  }
+  while (at < end) frontBytes[at++] = 0;
 }
 
 /** Takes `headerLen` bytes off the front of the packet whose segments begin at `from`; some may become empty and are closed up. */
@@ -105,14 +85,8 @@ function skipHeader(burst: Burst, from: number, headerLen: number): void {
 }
 
 /** Stage 4: gives all of the burst's chains back to the driver, in order, and notifies it once. */
-export function completeBurst(ring: SplitRing, burst: Burst): void {
-  const { count, head } = burst;
-  const { used32, usedRingIdx, nextUsed, mask } = ring;
-  for (let i = 0; i < count; i++) {
-    const at = usedRingIdx + 2 * ((nextUsed + i) & mask);
-    used32[at] = head[i];
-    used32[at + 1] = 0;
-  }
-  ring.publish(count);
+export function completeBurst(ring: SplitRing, stage: RingStage): void {
+  stage.complete(ring);
+  ring.publish(stage.burst.count);
   ring.notify();
 }

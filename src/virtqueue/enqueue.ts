@@ -2,17 +2,15 @@
  * Stage 3 of a packet's way: reserves the driver's buffers for some packets of a burst, copies them there straight from the
  * source's memory, publishes them at once and notifies once.
  */
-import { type CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
+import { CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
-import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { VRING_DESC_F_WRITE } from '../uapi/virtio-ring.ts';
-import { type Burst, SegmentList } from './burst.ts';
+import { type Burst, MAX_SEGMENTS, SegmentList } from './burst.ts';
 import { appendChain, CHAIN_FULL } from './chain.ts';
 import { FAULT_CHAIN_LOOP, FAULT_HEAD_RANGE, FAULT_NONE } from './fault.ts';
+import type { RingStage } from './ring-stage.ts';
 import type { SplitRing } from './split-ring.ts';
 
-/** num_buffers in the last word of a 12-byte virtio_net_hdr: always 1 where a packet takes one chain (VIRTIO §5.1.6.3). */
-const ONE_BUFFER = 1 << 16;
 /** Chains that one mergeable packet may take; more is a buffer too small to be useful. */
 const MAX_BUFFERS = 256;
 
@@ -21,11 +19,16 @@ export const DROP_NO_BUFFER = 0;
 export const DROP_TOO_BIG = 1;
 export const DROP_FAULT = 2;
 
-/** An lcore's means to enqueue: scratch that is made once, and what the last call did. */
+/** A thread's means to enqueue packets of its burst: scratch that is made once, and what the last call did. */
 export class Enqueuer {
-  readonly #stage: CopyStage;
+  readonly #ringStage: RingStage;
+  readonly #copyStage = new CopyStage();
   readonly #windows: readonly WindowViews[];
-  readonly #buffers = new SegmentList();
+  readonly #buffers = new SegmentList(
+    new Int32Array(MAX_SEGMENTS),
+    new Int32Array(MAX_SEGMENTS),
+    new Int32Array(MAX_SEGMENTS),
+  );
   /** packets not delivered by the last call, by reason */
   readonly drops = new Int32Array(3);
   /** bytes delivered by the last call, headers not counted */
@@ -34,47 +37,48 @@ export class Enqueuer {
   #entries = 0;
   #src = -1;
   #dst = -1;
-  /** used entries filled but not published, and packets in them */
+  /** used entries filled but not published */
   #filled = 0;
-  #delivered = 0;
-  /** the avail index has been looked at for this call */
+  /** the ring has been looked at again for want of buffers: once a call is enough */
   #looked = false;
 
-  /** `windows` is the lcore's table, by window id. */
-  constructor(stage: CopyStage, windows: readonly WindowViews[]) {
-    this.#stage = stage;
+  /** `windows` is the thread's table, by window id. */
+  constructor(ringStage: RingStage, windows: readonly WindowViews[]) {
+    this.#ringStage = ringStage;
     this.#windows = windows;
   }
 
   /**
-   * Delivers packets `list[from]` … `list[to − 1]` of the burst to the ring, in that order. A packet that finds no buffer or does not
-   * fit is dropped and counted; a malformed chain sets `ring.fault`, and the rest is dropped.
+   * Delivers packets `list[from]` … `list[to − 1]` of the burst, at most 32, to the ring, in that order. A packet that finds no buffer
+   * or does not fit is dropped and counted; a malformed chain sets `ring.fault`, and the rest is dropped.
    * @returns packets delivered
    */
-  enqueue(ring: SplitRing, burst: Burst, list: Int32Array, from: number, to: number): number {
+  enqueue(ring: SplitRing, list: Int32Array, from: number, to: number): number {
+    const { burst } = this.#ringStage;
+    const n = to - from;
+    for (let i = 0; i < n; i++) burst.list[i] = list[from + i];
     this.drops[DROP_NO_BUFFER] = 0;
     this.drops[DROP_TOO_BIG] = 0;
     this.drops[DROP_FAULT] = 0;
     this.bytes = 0;
     this.#filled = 0;
-    this.#delivered = 0;
-    this.#looked = ring.ready < to - from;
+    this.#looked = ring.ready < n;
     if (this.#looked) ring.refresh();
-    let i = from;
-    while (i < to) {
-      this.#turnTo(burst.segments.window[burst.first[list[i]]], ring.map.window);
-      i = this.#fillPlain(ring, burst, list, i, to);
-      if (i === to) break;
-      const packet = list[i];
-      const windowChanges = burst.segments.window[burst.first[packet]] !== this.#src;
-      if (windowChanges) continue;
+    let delivered = 0;
+    let i = 0;
+    while (i < n) {
+      const plain = this.#fillPlain(ring, burst, i, n);
+      delivered += plain - i;
+      i = plain;
+      if (i === n) break;
+      const packet = burst.list[i++];
       const status = this.#fillAny(ring, burst, packet);
-      if (status < 0) this.#count(burst, packet);
-      else this.drops[status]++;
-      i++;
-      if (ring.fault === FAULT_NONE) continue;
-      this.drops[DROP_FAULT] += to - i;
-      break;
+      if (status >= 0) this.drops[status]++;
+      else {
+        burst.delivered[packet]++;
+        this.bytes += burst.len[packet];
+        delivered++;
+      }
     }
     this.#flush();
     if (this.#filled > 0) {
@@ -82,70 +86,18 @@ export class Enqueuer {
       ring.publish(this.#filled);
       ring.notify();
     }
-    return this.#delivered;
+    return delivered;
   }
 
-  #count(burst: Burst, packet: number): void {
-    burst.delivered[packet]++;
-    this.#delivered++;
-    this.bytes += burst.len[packet];
-  }
-
-  /**
-   * Fills buffers with packets list[from] … list[to − 1] as long as each is one piece in the source window at hand and fits one plain
-   * descriptor in the memory chunk at hand. A loop of its own without a call in it, as in `dequeue.ts`.
-   * @returns the first packet that is something else, or `to`
-   */
-  #fillPlain(ring: SplitRing, burst: Burst, list: Int32Array, from: number, to: number): number {
-    const { desc, descIdx, map, headerLen, num, mask, avail, availIdx, nextAvail, used32, usedRingIdx, nextUsed } =
-      ring;
-    const { hi: mapHi, lo: mapLo, reach, window: mapWindow, base } = map;
-    const { first, len: lens, delivered, segments } = burst;
-    const { window: srcWindows, off: srcOffs } = segments;
-    const { dv } = this.#windows[mapWindow];
-    const copies = this.#stage.list;
-    const src = this.#src;
-    const last = headerLen - 4;
-    const lastWord = headerLen === VIRTIO_NET_HDR_MRG_RXBUF.size ? ONE_BUFFER : 0;
-    const room = Math.min(ring.ready - this.#filled, MAX_COPY_ENTRIES - this.#entries);
-    const end = Math.min(to, from + room);
-    let filled = this.#filled;
-    let at = 3 * this.#entries;
-    let bytes = 0;
-    let i = from;
-    for (; i < end; i++) {
-      const packet = list[i];
-      const piece = first[packet];
-      if (first[packet + 1] - piece !== 1 || srcWindows[piece] !== src) break;
-      const head = avail[availIdx + 2 + ((nextAvail + filled) & mask)];
-      if (head >= num) break;
-      const entry = descIdx + 4 * head;
-      const distance = (desc[entry] - mapLo) >>> 0;
-      const hi = desc[entry + 1];
-      const buffer = desc[entry + 2];
-      const len = lens[packet];
-      if ((desc[entry + 3] & 0xffff) !== VRING_DESC_F_WRITE || buffer < len + headerLen) break;
-      if (hi !== mapHi || distance + buffer > reach) break;
-      const off = base + distance;
-      dv.setInt32(off, 0, true);
-      dv.setInt32(off + 4, 0, true);
-      dv.setInt32(off + last, lastWord, true);
-      copies[at] = srcOffs[piece];
-      copies[at + 1] = off + headerLen;
-      copies[at + 2] = len;
-      at += 3;
-      const used = usedRingIdx + 2 * ((nextUsed + filled) & mask);
-      used32[used] = head;
-      used32[used + 1] = len + headerLen;
-      delivered[packet]++;
-      bytes += len;
-      filled++;
-    }
-    this.#filled = filled;
-    this.#entries += i - from;
-    this.#delivered += i - from;
-    this.bytes += bytes;
-    return i;
+  /** Delivers packets from list[from] on that go the plain way. @returns the first that does not, or `n` */
+  #fillPlain(ring: SplitRing, burst: Burst, from: number, n: number): number {
+    const end = Math.min(n, from + ring.ready - this.#filled);
+    if (from >= end) return from;
+    const src = this.#windows[burst.segments.window[burst.first[burst.list[from]]]];
+    const to = this.#ringStage.fill(ring, src, from, end, this.#filled);
+    this.#filled += to - from;
+    this.bytes += burst.bytes[0];
+    return to;
   }
 
   /** Makes copies go from window `src` to window `dst` from now on. */
@@ -158,14 +110,14 @@ export class Enqueuer {
 
   #flush(): void {
     if (this.#entries === 0) return;
-    this.#stage.flush(this.#windows[this.#src], this.#windows[this.#dst], this.#entries);
+    this.#copyStage.flush(this.#windows[this.#src], this.#windows[this.#dst], this.#entries);
     this.#entries = 0;
   }
 
   /** Lists one copy. */
   #copy(src: number, srcOff: number, dst: number, dstOff: number, len: number): void {
     this.#turnTo(src, dst);
-    const { list } = this.#stage;
+    const { list } = this.#copyStage;
     const at = 3 * this.#entries++;
     list[at] = srcOff;
     list[at + 1] = dstOff;

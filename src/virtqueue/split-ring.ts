@@ -7,7 +7,7 @@ import type { AddressMap } from '../mem/address-map.ts';
 import type { Place } from '../mem/guest-memory.ts';
 import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import { VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY } from '../uapi/virtio-ring.ts';
+import { VRING_AVAIL, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY } from '../uapi/virtio-ring.ts';
 import { FAULT_AVAIL_JUMP, FAULT_NONE } from './fault.ts';
 import { NO_FD } from './vhost-device.ts';
 
@@ -49,6 +49,11 @@ export class SplitRing {
   readonly kickFd: number;
   callFd: number;
 
+  /** the window that holds all parts of the ring, or −1 if there is none; and their offsets in it, of the rings without their heads */
+  readonly window: number;
+  readonly descOff: number;
+  readonly availRingOff: number;
+  readonly usedRingOff: number;
   /** the descriptor table: four 32-bit words an entry */
   readonly desc: Int32Array;
   readonly descIdx: number;
@@ -94,6 +99,11 @@ export class SplitRing {
     this.mergeable = config.mergeable;
     this.kickFd = config.kickFd;
     this.callFd = config.callFd;
+    const { desc, avail, used } = config;
+    this.window = desc.window === avail.window && desc.window === used.window ? desc.window : -1;
+    this.descOff = desc.off;
+    this.availRingOff = avail.off + VRING_AVAIL.size;
+    this.usedRingOff = used.off + VRING_AVAIL.size;
     this.desc = windows[config.desc.window].i32;
     this.descIdx = config.desc.off >> 2;
     this.descView = windows[config.desc.window].dv;
