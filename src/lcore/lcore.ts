@@ -44,7 +44,7 @@ export class Lcore {
     this.#forwarder = new Forwarder(this.#classifier, this.#table.ports, config.maxPorts);
   }
 
-  /** One round: a burst from every port, switched. @returns packets taken */
+  /** One round: a burst from every port, switched. @returns packets switched */
   poll(): number {
     const ports = this.#table.used;
     let packets = 0;

@@ -53,6 +53,7 @@ export class Classifier {
   forget(port: number): void {
     this.table.flushPort(port);
     this.#registered[port] = 0;
+    this.#toldDuplicate[port] = -1;
   }
 
   /**
@@ -116,8 +117,12 @@ export class Classifier {
     if (this.#registered[port] === 1) return true;
     const first = sourceFirst(burst.front, 0);
     const last = sourceLast(burst.front, 0);
-    const zero = first === 0 && last === 0;
-    if (!zero && this.table.lookup(first, last) === NOT_FOUND && this.table.learn(first, last, port, 0) === LEARN_NEW) {
+    const usable = burst.len[0] >= ETHERNET_HEADER && (first !== 0 || last !== 0);
+    if (
+      usable &&
+      this.table.lookup(first, last) === NOT_FOUND &&
+      this.table.learn(first, last, port, 0) === LEARN_NEW
+    ) {
       counters[PORT_SLOTS.mac_learned]++;
       this.#registered[port] = 1;
       this.#onRegistered(port, first, last);

@@ -92,7 +92,7 @@ export class Enqueuer {
   /** Delivers packets from list[from] on that go the plain way. @returns the first that does not, or `n` */
   #fillPlain(ring: SplitRing, burst: Burst, from: number, n: number): number {
     const end = Math.min(n, from + ring.ready - this.#filled);
-    if (from >= end) return from;
+    if (from >= end || ring.fault !== FAULT_NONE) return from;
     const src = this.#windows[burst.segments.window[burst.first[burst.list[from]]]];
     const to = this.#ringStage.fill(ring, src, from, end, this.#filled);
     this.#filled += to - from;

@@ -3,12 +3,12 @@ import { closeSync } from 'node:fs';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { AddressMap } from '../../src/mem/address-map.ts';
-import { CopyStage } from '../../src/mem/copy-stage.ts';
 import type { WindowViews } from '../../src/mem/window.ts';
 import { Caller, createEventfd, drain } from '../../src/sys/eventfd.ts';
-import { BURST_SIZE, Burst } from '../../src/virtqueue/burst.ts';
+import { BURST_SIZE } from '../../src/virtqueue/burst.ts';
 import { completeBurst, dequeueBurst } from '../../src/virtqueue/dequeue.ts';
 import { DROP_FAULT, DROP_NO_BUFFER, DROP_TOO_BIG, Enqueuer } from '../../src/virtqueue/enqueue.ts';
+import { RingStage } from '../../src/virtqueue/ring-stage.ts';
 import { SplitRing } from '../../src/virtqueue/split-ring.ts';
 import { type Chain, Dice, NaiveDriver } from '../kit/naive-driver.ts';
 
@@ -51,7 +51,7 @@ class Bench {
   /** what the receiver's memory must look like */
   readonly expected: Buffer;
   readonly frames: Buffer[] = [];
-  readonly #burst = new Burst();
+  readonly #stage = new RingStage();
   readonly #enqueuer: Enqueuer;
   readonly #calls: { tx: CallModel; rx: CallModel };
   readonly #headerLen: number;
@@ -77,7 +77,7 @@ class Bench {
     const caller = new Caller(new Int32Array(1), 0);
     this.txRing = new SplitRing(this.tx.ring.config, new AddressMap(this.tx.ram.chunks), windows, caller);
     this.rxRing = new SplitRing(this.rx.ring.config, new AddressMap(this.rx.ram.chunks), windows, caller);
-    this.#enqueuer = new Enqueuer(new CopyStage(), windows);
+    this.#enqueuer = new Enqueuer(this.#stage, windows);
     this.#calls = { tx: new CallModel(this.tx, s), rx: new CallModel(this.rx, s) };
   }
 
@@ -88,12 +88,12 @@ class Bench {
     this.#calls.tx.changeMind(this.dice);
     this.#calls.rx.changeMind(this.dice);
     const on = this.tx.offered.length;
-    const n = dequeueBurst(this.txRing, this.#burst);
+    const n = dequeueBurst(this.txRing, this.#stage);
     assert.equal(this.txRing.fault, 0);
     assert.ok(n >= Math.min(on, 1) && n <= Math.min(on, BURST_SIZE), `${n} taken of ${on}`);
     if (n === 0) return;
     this.#deliver(n);
-    completeBurst(this.txRing, this.#burst);
+    completeBurst(this.txRing, this.#stage);
     this.tx.takeBack(Array(n).fill(0));
     this.#calls.tx.check(n);
     this.frames.splice(0, n);
@@ -124,17 +124,17 @@ class Bench {
   }
 
   #deliver(n: number): void {
-    for (let i = 0; i < n; i++) assert.equal(this.#burst.len[i], this.frames[i].length);
+    for (let i = 0; i < n; i++) assert.equal(this.#stage.burst.len[i], this.frames[i].length);
     // some of the burst's packets, as when others go elsewhere
     const list = Int32Array.from([...Array(n).keys()].filter(() => this.dice.chance(95)));
     const { lens, drops, bytes } = this.#model(list);
-    this.#burst.delivered.fill(0);
-    const delivered = this.#enqueuer.enqueue(this.rxRing, this.#burst, list, 0, list.length);
+    this.#stage.burst.delivered.fill(0);
+    const delivered = this.#enqueuer.enqueue(this.rxRing, list, 0, list.length);
     assert.equal(this.rxRing.fault, 0);
     assert.deepEqual([...this.#enqueuer.drops], drops, 'drops');
     assert.equal(delivered, list.length - drops.reduce((a, b) => a + b));
     assert.equal(
-      this.#burst.delivered.reduce((a, b) => a + b),
+      this.#stage.burst.delivered.reduce((a, b) => a + b),
       delivered,
     );
     assert.equal(this.#enqueuer.bytes, bytes);
@@ -195,7 +195,9 @@ class Bench {
     const header = Buffer.alloc(this.#headerLen);
     if (this.#headerLen === 12) header.writeUInt16LE(1, 10);
     this.rx.write(first, header, this.expected);
-    assert.equal(this.#enqueuer.enqueue(this.rxRing, new Burst(), Int32Array.of(0), 0, 1), 1);
+    const { burst } = this.#stage;
+    burst.len[0] = burst.first[0] = burst.first[1] = 0;
+    assert.equal(this.#enqueuer.enqueue(this.rxRing, Int32Array.of(0), 0, 1), 1);
     assert.ok(this.expected.equals(this.rx.arena), 'a frame of no bytes is a header');
     for (const chain of this.rx.takeBack([this.#headerLen])) this.rx.refill(chain, this.expected);
     this.#calls.rx.check(1);

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { CopyStage, copySegments, MAX_COPY_ENTRIES, MAX_PEEK_ENTRIES } from '../../src/mem/copy-stage.ts';
+import { CopyStage, copySegments, MAX_COPY_ENTRIES } from '../../src/mem/copy-stage.ts';
 import { chooseWindowKind, selfTest } from '../../src/mem/selftest.ts';
 import { openWindow, WINDOW_BYTES, type WindowKind, WindowPool, type WindowViews } from '../../src/mem/window.ts';
 
@@ -171,38 +171,6 @@ test('copy: any list of segments between any windows is moved exactly', () => {
       expectExact(byModule, windows[src], windows[dst], segments, DST, to + 64 - DST);
     }),
     { numRuns: 300 },
-  );
-});
-
-test('peek: takes 16 bytes of each frame, whatever the window, and leaves the other entries alone', () => {
-  const offsets = Array.from({ length: MAX_PEEK_ENTRIES }, (_, i) => SRC + 37 * i);
-  offsets[5] = END - 16;
-  for (const { views, bytes } of [wasm[0], view[0]]) {
-    fillSource({ views, bytes }, END - 64, 64);
-    for (const [from, to] of [
-      [0, 1],
-      [3, 20],
-      [0, MAX_PEEK_ENTRIES],
-    ] as const) {
-      stage.heads.fill(-1);
-      stage.peekList.set(offsets);
-      stage.peek(views, from, to);
-      const heads = Buffer.from(stage.heads.buffer, stage.heads.byteOffset, stage.heads.byteLength);
-      for (let i = 0; i < MAX_PEEK_ENTRIES; i++) {
-        const got = heads.subarray(16 * i, 16 * i + 16);
-        const want = i >= from && i < to ? bytes.subarray(offsets[i], offsets[i] + 16) : Buffer.alloc(16, 0xff);
-        assert.ok(want.equals(got), `entry ${i} of ${from} to ${to}`);
-      }
-    }
-  }
-});
-
-test('peek: setHeadByte changes that byte of that frame', () => {
-  stage.heads.fill(0);
-  stage.setHeadByte(3, 5, 0xab);
-  assert.deepEqual(
-    [...stage.heads].flatMap((word, i) => (word === 0 ? [] : [[i, word]])),
-    [[13, 0xab00]],
   );
 });
 

@@ -9,6 +9,8 @@ test('error codes: docs/errors.md names every code that the source throws, and n
   for (const file of globSync('src/**/*.ts')) {
     for (const [, code, member] of readFileSync(file, 'utf8').matchAll(CODE)) thrown.add(code ?? member);
   }
-  const documented = [...readFileSync('docs/errors.md', 'utf8').matchAll(/`([A-Z]+_[A-Z_]+|DISCONNECTED)`/g)].map(([, code]) => code);
+  const documented = [...readFileSync('docs/errors.md', 'utf8').matchAll(/`([A-Z]+_[A-Z_]+|DISCONNECTED)`/g)].map(
+    ([, code]) => code,
+  );
   assert.deepEqual(documented.sort(), [...thrown].sort());
 });
