@@ -94,6 +94,7 @@ export class Enqueuer {
     const end = Math.min(n, from + ring.ready - this.#filled);
     if (from >= end || ring.fault !== FAULT_NONE) return from;
     const src = this.#windows[burst.segments.window[burst.first[burst.list[from]]]];
+    if (src === undefined) return from;
     const to = this.#ringStage.fill(ring, src, from, end, this.#filled);
     this.#filled += to - from;
     this.bytes += burst.bytes[0];
