@@ -37,6 +37,8 @@ function sayNotes({ ignored, notes }: CommandLine, { log }: Output): void {
  * one sentence.
  */
 export async function runProgram(argv: readonly string[], run: (options: CommandLine) => Promise<void>): Promise<void> {
+  // Nobody reads any more, or the disk is full: no reason to take the guests' network away.
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
   try {
     const options = parseCommandLine(argv);
     if (options.help) process.stdout.write(helpText());

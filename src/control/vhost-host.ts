@@ -78,10 +78,14 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
     if (id < 0) return undefined;
     this.#table.addPort(id, counterBlock(PORT_SLOTS));
     const port = this.#table.ports[id] as VhostPort;
-    const device = new NetDevice(id, this.#options.mergeable ?? false, this.#pool, this.#table, {
+    const device: NetDevice = new NetDevice(id, this.#options.mergeable ?? false, this.#pool, this.#table, {
       onReady: () => this.emit('ready', port),
       onStopped: () => this.emit('stopped', port),
       onDestroyed: () => this.emit('destroyed', port),
+      onUnusable: (_, problem) => {
+        this.#options.log?.('error', `device ${id}: ${problem}: disconnected`);
+        this.#server.disconnect(device);
+      },
     });
     this.emit('created', port);
     return device;

@@ -123,10 +123,11 @@ export class VhostSwitch {
     if (id >= this.#options.config.maxPorts) return undefined;
     const lcore = this.#lcore as LcoreThread;
     info.name = `socket ${info.path}: device ${id}`;
-    const device = new NetDevice(id, this.#options.mergeable, this.#pool, lcore, {
+    const device: NetDevice = new NetDevice(id, this.#options.mergeable, this.#pool, lcore, {
       onReady: () => this.#options.log('info', `${info.name}: ready`),
       onStopped: () => this.#options.log('info', `${info.name}: stopped`),
       onDestroyed: () => this.#onDestroyed(id),
+      onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
     });
     const block = counterBlock(PORT_SLOTS);
     this.#entries[id] = { device, socket: info.path, name: info.name, block, mac: undefined, doomed: false };
@@ -150,7 +151,7 @@ export class VhostSwitch {
   /** Memory is gone that the lcore was using: zero pages take its place, and the device goes. */
   readonly #onSigbus = (): void => {
     this.#disconnect((device) => device.coverTruncated(), 'the front end truncated its memory');
-    this.#disconnect((device) => device.coverHoles(), 'its memory file has holes, and its file system is full');
+    this.#disconnect((device) => device.coverHoles(), 'its memory file has holes, and there is no room to fill them');
   };
 
   #disconnect(which: (device: NetDevice) => boolean, why: string): void {

@@ -2,7 +2,7 @@
  * A guest's memory on the main thread: its regions mapped into windows, and the chunks that lcores translate with.
  * The main thread maps but never reads or writes guest memory.
  */
-import { closeSync, fstatSync } from 'node:fs';
+import { closeSync, fstatSync, readSync } from 'node:fs';
 import { ProtocolError } from '../errors.ts';
 import { hasHoleWithoutRoom, pageSize, sealAgainstShrinking } from '../sys/memory.ts';
 import type { Chunk } from './address-map.ts';
@@ -216,15 +216,33 @@ export class GuestMemory {
     return undefined;
   }
 
+  /** The number of the region at the front end's address, −1 if there is none. */
+  regionAt(frontendAddr: number): number {
+    return this.#regions.findIndex(
+      ({ region: r }) => frontendAddr >= r.frontendAddr && frontendAddr < r.frontendAddr + r.size,
+    );
+  }
+
   /**
    * The number of the region at the front end's address if its file holds not one page although the guest uses it: the front end
    * has mapped it privately, and we would see zeros. −1 otherwise.
    */
   findPrivate(frontendAddr: number): number {
-    return this.#regions.findIndex(
-      ({ region: r }) =>
-        frontendAddr >= r.frontendAddr && frontendAddr < r.frontendAddr + r.size && fstatSync(r.fd).blocks === 0,
-    );
+    const at = this.regionAt(frontendAddr);
+    return at >= 0 && fstatSync(this.#regions[at].region.fd).blocks === 0 ? at : -1;
+  }
+
+  /** True if the file behind `len` bytes at the front end's address holds nothing but zeros there. Never throws. */
+  isBlank(frontendAddr: number, len: number): boolean {
+    const found = this.#regions[this.regionAt(frontendAddr)]?.region;
+    if (found === undefined) return false;
+    const bytes = new Uint8Array(len);
+    try {
+      const read = readSync(found.fd, bytes, 0, len, frontendAddr - found.frontendAddr + found.fileOff);
+      return read === len && bytes.every((byte) => byte === 0);
+    } catch {
+      return false;
+    }
   }
 
   /**
@@ -232,22 +250,22 @@ export class GuestMemory {
    * @returns true if something was cut.
    */
   coverTruncated(): boolean {
-    return this.#cover(({ fd, fileOff, size }) => fstatSync(fd).size < fileOff + size);
+    return this.#cover(({ sealed, region: r }) => !sealed && fstatSync(r.fd).size < r.fileOff + r.size);
   }
 
   /**
-   * Puts zero pages over memory whose file has holes that its file system has no room to fill. Unsealed files only: a memfd always
-   * has room. @returns true if there was such a file.
+   * Puts zero pages over memory whose file has holes that its file system has no room to fill: it is full, or the hugepages are used
+   * up. @returns true if there was such a file.
    */
   coverHoles(): boolean {
-    return this.#cover(({ fd, fileOff, size }) => hasHoleWithoutRoom(fd, fileOff, size));
+    return this.#cover(({ region: r }) => hasHoleWithoutRoom(r.fd, r.fileOff, r.size));
   }
 
-  #cover(isLost: (region: MemoryRegion) => boolean): boolean {
+  #cover(isLost: (mapped: MappedRegion) => boolean): boolean {
     let some = false;
-    for (const { region, sealed, mappings } of this.#regions) {
-      if (sealed || !isLost(region)) continue;
-      this.#unmap(mappings);
+    for (const mapped of this.#regions) {
+      if (!isLost(mapped)) continue;
+      this.#unmap(mapped.mappings);
       some = true;
     }
     return some;

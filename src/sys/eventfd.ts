@@ -2,7 +2,7 @@
  * eventfd and epoll, for lcores that sleep until a guest kicks.
  * @see eventfd(2), epoll(7)
  */
-import { closeSync, readlinkSync } from 'node:fs';
+import { closeSync, readFileSync, readlinkSync } from 'node:fs';
 import { addressOf, check, EINTR, errno, libc } from './libc.ts';
 
 const EFD_CLOEXEC = 0o2000000;
@@ -40,6 +40,12 @@ export function createEventfd(): number {
 /** True if `fd` is an eventfd: the only kind of descriptor a kick or a call may be. */
 export function isEventfd(fd: number): boolean {
   return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]';
+}
+
+/** What the eventfd has been signalled and nobody has taken yet; looking takes nothing. */
+export function eventfdCount(fd: number): number {
+  const info = readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8');
+  return Number.parseInt(/^eventfd-count:\s*([0-9a-f]+)$/m.exec(info)?.[1] ?? '0', 16);
 }
 
 /** Makes calls on `fd` return instead of waiting. The setting is shared by all who hold the same open file. */

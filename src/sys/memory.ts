@@ -73,10 +73,12 @@ export function sealAgainstShrinking(fd: number): boolean {
 }
 
 /**
- * True if `len` bytes of the file from `fileOff` on have a hole that its file system has no room to fill: touching it through a
- * mapping raises SIGBUS. Fills the first page of the first hole where there is room.
+ * True if `len` bytes of the file from `fileOff` on have a hole that its file system has no room, or no hugepage, to fill: touching it
+ * through a mapping raises SIGBUS. Fills holes where there is room: one page of an ordinary file, all of a hugetlbfs file, which does
+ * not tell where its holes are.
  */
 export function hasHoleWithoutRoom(fd: number, fileOff: number, len: number): boolean {
+  if (pageSize(fd) > 4096) return c.fallocate(fd, 0, fileOff, len) < 0;
   const hole = Number(c.lseek(fd, fileOff, SEEK_HOLE));
   return hole >= 0 && hole < fileOff + len && c.fallocate(fd, 0, hole, 1) < 0;
 }

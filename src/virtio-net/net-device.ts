@@ -31,9 +31,11 @@ import {
 import type { VringConfig } from '../virtqueue/split-ring.ts';
 import { NO_FD, type VhostDevice, type VringAddresses } from '../virtqueue/vhost-device.ts';
 import type { Datapath } from './datapath.ts';
+import { PrivateMemoryWatch } from './private-memory.ts';
 
 /** One receive and one transmit queue. */
 const VRINGS = 2;
+const RX_VRING = 0;
 const MAX_MEM_SLOTS = 509;
 
 /** What becomes of the device, for those who own it. */
@@ -43,6 +45,8 @@ export interface NetDeviceEvents {
   /** A vring that ran has stopped. */
   onStopped(device: NetDevice): void;
   onDestroyed(device: NetDevice): void;
+  /** The guest's memory turns out to be of no use: the device should be disconnected. */
+  onUnusable?(device: NetDevice, problem: string): void;
 }
 
 interface Vring {
@@ -71,6 +75,8 @@ const newVring = (): Vring => ({
   errFd: NO_FD,
 });
 
+const privateText = (region: number) => `guest memory region ${region} is private: start QEMU with share=on`;
+
 export class NetDevice implements VhostDevice {
   /** The device's number: its port in the switch. */
   readonly id: number;
@@ -81,6 +87,7 @@ export class NetDevice implements VhostDevice {
   readonly #events: NetDeviceEvents;
   readonly #memory: GuestMemory;
   readonly #vrings: readonly Vring[] = Array.from({ length: VRINGS }, newVring);
+  readonly #memoryWatch = new PrivateMemoryWatch();
   #features = 0n;
   #ready = false;
 
@@ -275,18 +282,20 @@ export class NetDevice implements VhostDevice {
     const places = this.#ringPlaces(v, index, request, must);
     if (places === undefined) return;
     const hidden = this.#memory.findPrivate(v.addresses.descAddr);
-    if (hidden >= 0)
-      throw new ProtocolError(
-        'PRIVATE_MEMORY',
-        request,
-        `guest memory region ${hidden} is private: start QEMU with share=on`,
-      );
+    if (hidden >= 0) throw new ProtocolError('PRIVATE_MEMORY', request, privateText(hidden));
     await this.#datapath.startVring(this.id, index, this.#vringConfig(v, places));
     v.running = true;
+    if (index === RX_VRING) this.#watchMemory(v.num, v.addresses.descAddr, v.kickFd);
     if (!this.#ready && this.#vrings.every((vring) => vring.running)) {
       this.#ready = true;
       this.#events.onReady(this);
     }
+  }
+
+  #watchMemory(num: number, descAddr: number, kickFd: number): void {
+    const isBlank = () => this.#memory.isBlank(descAddr, vringDescBytes(num));
+    const onPrivate = () => this.#events.onUnusable?.(this, privateText(this.#memory.regionAt(descAddr)));
+    this.#memoryWatch.start(kickFd, isBlank, onPrivate);
   }
 
   #vringConfig(v: Vring, places: { desc: Place; avail: Place; used: Place }): VringConfig {
@@ -325,6 +334,7 @@ export class NetDevice implements VhostDevice {
   async #stop(index: number): Promise<void> {
     const v = this.#vrings[index];
     if (!v.running) return;
+    if (index === RX_VRING) this.#memoryWatch.stop();
     v.base = (await this.#datapath.stopVring(this.id, index)) ?? v.base;
     v.running = false;
     if (!this.#ready) return;
