@@ -47,12 +47,16 @@ export function thisMachine(): Machine {
 
 const figure = (value: number, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
 
-/** A Markdown table: one line a load, medians in Mpps, and how many times the peer's rate ours is. */
+/**
+ * A Markdown table: one line a load, medians in Mpps with the lowest and the highest value, and how many times the peer's rate ours
+ * is: by the medians, and in parentheses by the highest values, which a machine with busy neighbours disturbs least.
+ */
 export function loadTable(loads: readonly LoadResult[], keys: readonly string[], own: string): string {
   const others = keys.includes(own) ? keys.filter((key) => key !== own) : [];
   const rows = [['load', ...keys, ...others.map((key) => `${own}/${key}`)]];
   for (const { size, touch, peers } of loads) {
     const rate = (key: string) => median(peers[key].mpps);
+    const best = (key: string) => Math.max(...peers[key].mpps);
     const spread = (key: string) => {
       const { mpps } = peers[key];
       return mpps.length < 2 ? '' : ` (${figure(Math.min(...mpps), 1)}–${figure(Math.max(...mpps), 1)})`;
@@ -60,7 +64,7 @@ export function loadTable(loads: readonly LoadResult[], keys: readonly string[],
     rows.push([
       `${size} B ${touch ? 'touched' : 'untouched'}`,
       ...keys.map((key) => figure(rate(key)) + spread(key)),
-      ...others.map((key) => `${figure(rate(own) / rate(key))} ×`),
+      ...others.map((key) => `${figure(rate(own) / rate(key))} × (${figure(best(own) / best(key))})`),
     ]);
   }
   const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));

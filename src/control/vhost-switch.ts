@@ -6,7 +6,7 @@ import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
 import { counterBlock, PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
-import type { Log } from '../vhost-user/limited-log.ts';
+import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
 import { type ConnectionInfo, VhostUserServer } from '../vhost-user/server.ts';
 import { NetDevice } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
@@ -66,10 +66,13 @@ export class VhostSwitch {
   /** by device number */
   readonly #entries: (Entry | undefined)[] = [];
   readonly #servers: VhostUserServer[] = [];
+  /** devices that come and go, however fast front ends reconnect */
+  readonly #comings: LimitedLog;
   #lcore: LcoreThread | undefined;
 
   private constructor(options: VhostSwitchOptions) {
     this.#options = options;
+    this.#comings = new LimitedLog((_, text) => options.print(text), { burst: 200, perSecond: 50 });
     const { kind, reason } = chooseWindowKind();
     this.#pool = new WindowPool(kind);
     if (reason !== undefined) options.log('warn', `guest memory is copied in TypeScript, which is slower: ${reason}`);
@@ -132,13 +135,13 @@ export class VhostSwitch {
     const block = counterBlock(PORT_SLOTS);
     this.#entries[id] = { device, socket: info.path, name: info.name, block, mac: undefined, doomed: false };
     lcore.addPort(id, block).catch((error) => this.#options.onFatal(error));
-    this.#options.print(`DATA: (${id}) Device has been added to data core ${this.#options.lcore}`);
+    this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${this.#options.lcore}`);
     return device;
   }
 
   #onDestroyed(id: number): void {
     this.#entries[id] = undefined;
-    this.#options.print(`DATA: (${id}) Device has been removed`);
+    this.#comings.log('info', `DATA: (${id}) Device has been removed`);
   }
 
   #onRegistered(id: number, mac: string): void {
@@ -179,6 +182,7 @@ export class VhostSwitch {
   async close(): Promise<void> {
     await Promise.all(this.#servers.map((server) => server.close()));
     await this.#lcore?.stop();
+    this.#comings.flush();
     process.off('SIGBUS', this.#onSigbus);
   }
 }

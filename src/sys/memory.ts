@@ -2,7 +2,7 @@
  * Shared memory: memfd, mmap, file sizes and seals.
  * Addresses are bigint, lengths and offsets are bytes as number (< 2⁵³).
  */
-import { ftruncateSync, statfsSync } from 'node:fs';
+import { ftruncateSync, readFileSync, statfsSync } from 'node:fs';
 import { check, libc } from './libc.ts';
 
 const PROT_READ_WRITE = 3;
@@ -59,6 +59,21 @@ export function createMemfd(name: string, len: number): number {
 export function pageSize(fd: number): number {
   const { type, bsize } = statfsSync(`/proc/self/fd/${fd}`);
   return type === HUGETLBFS_MAGIC ? bsize : 4096;
+}
+
+/** File systems that a program or another machine serves: an access takes as long as they like. */
+const SERVED = /^(fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|coda|lustre)/;
+
+/**
+ * True if the file lies in memory or on a disk of this machine, so that touching a mapping of it makes us wait for nobody. Asks no
+ * file system, which alone might take for ever: memory files have seals, others are judged by their mount.
+ */
+export function isLocalFile(fd: number): boolean {
+  if (c.fcntl(fd, F_GET_SEALS, 0) >= 0) return true;
+  const mount = /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1];
+  const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
+  const type = / - (\S+) /.exec(mounts.find((line) => line.startsWith(`${mount} `)) ?? '')?.[1];
+  return type !== undefined && !SERVED.test(type);
 }
 
 /**

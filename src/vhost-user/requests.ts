@@ -5,6 +5,7 @@
  */
 import { fstatSync } from 'node:fs';
 import { isEventfd } from '../sys/eventfd.ts';
+import { isLocalFile } from '../sys/memory.ts';
 import {
   REQUEST,
   type RequestName,
@@ -226,9 +227,9 @@ async function withVringFd(
   return use(vring, fd);
 }
 
-/** A descriptor that can be mapped: memfd, tmpfs, hugetlbfs and disk files are, sockets, pipes and devices are not. */
+/** Memory may be a memfd or a file of tmpfs, hugetlbfs or a local disk; not a socket, a pipe, a device, or a file that somebody serves. */
 function checkMemoryFd(request: number, fd: number, region: RegionPayload): void {
-  if (fstatSync(fd).isFile()) return;
+  if (isLocalFile(fd) && fstatSync(fd).isFile()) return;
   const at = `the region at guest address 0x${region.guestAddr.toString(16)}`;
   throw protocolError('PROTOCOL_FD_KIND', request, `the file descriptor of ${at} is not a memory file`);
 }
