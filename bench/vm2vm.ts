@@ -38,6 +38,12 @@ export const USAGE = `vm2vm: guest to guest through one polling core, compared w
   --ring 256  --mergeable  --one-way
   --json FILE                all values`;
 
+/** The keys, beginning with another one each round: who comes first finds memory that nobody has used for a while. */
+function rotated(keys: readonly string[], by: number): string[] {
+  const at = by % keys.length;
+  return [...keys.slice(at), ...keys.slice(0, at)];
+}
+
 /** What the generator prints, as far as it is used here. */
 interface GeneratorResult {
   mpps: number;
@@ -164,7 +170,8 @@ export async function vm2vm(argv: readonly string[]): Promise<void> {
   const memory: Record<string, string> = {};
   const own = new OwnFigures();
   for (let round = 1; round <= options.rounds; round++) {
-    for (const [key, peer] of peers) {
+    for (const key of rotated(keys, round - 1)) {
+      const peer = peers.get(key) as BenchPeer;
       const label = `round ${round}/${options.rounds}  ${key.padEnd(10)}`;
       const busy = await busyPercent();
       if (busy > QUIET_PERCENT) say(`${label}  the machine is busy with something else: ${busy.toFixed(0)} %`);
