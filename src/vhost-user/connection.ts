@@ -3,7 +3,7 @@
  * It never reads beyond the message at hand, so descriptors always belong to it. What messages mean is not known here.
  * @see QEMU docs/interop/vhost-user.rst "Communication"
  */
-import { close, closeSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import { SwitchError, type SysError } from '../errors.ts';
 import { AGAIN, ReadWatch, receive, send } from '../sys/unix-socket.ts';
 import {
@@ -37,9 +37,9 @@ interface Pending {
   fds: readonly number[];
 }
 
-/** Closes every descriptor of `fds` and empties it. Not on this thread: closing a file waits for whoever serves it. */
+/** Closes every descriptor of `fds` and empties it. */
 export function closeAll(fds: number[]): void {
-  for (const fd of fds.splice(0)) close(fd, () => {});
+  for (const fd of fds.splice(0)) closeSync(fd);
 }
 
 export class Connection {
