@@ -150,7 +150,7 @@ function sourceLast(front: Int32Array, i: number): number {
 
 /**
  * Sends packet `from` and those behind it that have the same two addresses and a fair length to the same target. No call in the
- * loop, as in `dequeue.ts`. @returns the first packet of another kind, or the burst's count
+ * loop, as in `virtqueue/plain.ts`. @returns the first packet of another kind, or the burst's count
  */
 function spread({ count, len, dest, front }: Burst, from: number, target: number): number {
   const word0 = front[FRONT_WORDS * from];

@@ -1,6 +1,6 @@
 /**
  * The plain packets' way through the rings in WebAssembly: packets of one descriptor, in the memory chunk at hand. What
- * `plain.ts` does in TypeScript, twice as fast: no bounds check, no look at an array before each access.
+ * `plain.ts` does in TypeScript, faster: no bounds check, no look at an array before each access.
  *
  * A ring's parts lie in the source window (`take`) or the destination window (`fill`), together with the buffers. Every value
  * of the guest's is loaded once into a local, checked there, and used from there; so the functions cannot be led out of the chunk
