@@ -16,12 +16,8 @@ import { GuestRam } from '../src/port/guest-ram.ts';
 import { NetPair } from '../src/port/net-pair.ts';
 import { VirtioUser } from '../src/port/virtio-user.ts';
 import { pinThread } from '../src/sys/affinity.ts';
-import {
-  featureMask,
-  VIRTIO_F_VERSION_1,
-  VIRTIO_NET_F_MRG_RXBUF,
-  VIRTIO_RING_F_EVENT_IDX,
-} from '../src/uapi/virtio-net.ts';
+import { featureMask, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX } from '../src/uapi/virtio.ts';
+import { VIRTIO_NET_F_MRG_RXBUF } from '../src/uapi/virtio-net.ts';
 import { ADDRESSES_LEN, frameOf, macOf } from './frames.ts';
 import { Loopback } from './loopback.ts';
 import { StaticPort } from './static-port.ts';

@@ -14,7 +14,7 @@ import { NetPair } from '../src/port/net-pair.ts';
 import { counterBlock, LCORE_SLOTS, PORT_SLOTS, readCounters } from '../src/stats/counters.ts';
 import { pinThread } from '../src/sys/affinity.ts';
 import { Caller } from '../src/sys/eventfd.ts';
-import { NO_FD } from '../src/virtqueue/vhost-device.ts';
+import { NO_FD } from '../src/vhost/vhost-device.ts';
 import { frameOf } from './frames.ts';
 import { StaticPort } from './static-port.ts';
 

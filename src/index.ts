@@ -12,4 +12,5 @@ export { VirtioUser, type VirtioUserOptions } from './port/virtio-user.ts';
 export { PORT_COUNTER_HELP, PORT_SLOTS, type PortCounter } from './stats/counters.ts';
 export type { SwitchConfig } from './switch/switch-config.ts';
 export type { Log, LogLevel } from './vhost-user/limited-log.ts';
-export { BURST_SIZE, type Burst, type SegmentList } from './virtqueue/burst.ts';
+export { BURST_SIZE, type Burst } from './virtio-net/burst.ts';
+export type { SegmentList } from './virtqueue/segments.ts';

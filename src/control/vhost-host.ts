@@ -14,8 +14,8 @@ import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
 import { Caller } from '../sys/eventfd.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
+import type { Burst } from '../virtio-net/burst.ts';
 import { NetDevice } from '../virtio-net/net-device.ts';
-import type { Burst } from '../virtqueue/burst.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
 export interface VhostHostOptions {

@@ -9,7 +9,7 @@ import type { WindowHandle } from '../mem/window.ts';
 import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import { createEventfd, drainNow, signal } from '../sys/eventfd.ts';
-import type { Datapath } from '../virtio-net/datapath.ts';
+import type { Datapath } from '../vhost/datapath.ts';
 import type { VringConfig } from '../virtqueue/split-ring.ts';
 import type { LcoreEvents } from './lcore.ts';
 import {

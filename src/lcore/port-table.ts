@@ -5,8 +5,8 @@ import { AddressMap, type Chunk } from '../mem/address-map.ts';
 import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.ts';
 import { type PortTools, VhostPort } from '../port/vhost-port.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import { Enqueuer } from '../virtqueue/enqueue.ts';
-import { RingStage } from '../virtqueue/ring-stage.ts';
+import { Enqueuer } from '../virtio-net/enqueue.ts';
+import { RingStage } from '../virtio-net/ring-stage.ts';
 import type { VringConfig } from '../virtqueue/split-ring.ts';
 
 /** Told once when a port's ring has been stopped for a fault (virtqueue/fault.ts). */

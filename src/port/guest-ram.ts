@@ -14,7 +14,7 @@ import {
   type WindowViews,
 } from '../mem/window.ts';
 import { createMemfd, pageSize } from '../sys/memory.ts';
-import type { MemoryRegion } from '../virtqueue/vhost-device.ts';
+import type { MemoryRegion } from '../vhost/vhost-device.ts';
 
 /** Offsets in the window begin here: a zero offset is a mistake. */
 const FIRST_OFF = 65536;

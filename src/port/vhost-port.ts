@@ -5,13 +5,13 @@ import type { AddressMap } from '../mem/address-map.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import type { Burst } from '../virtqueue/burst.ts';
-import { completeBurst, dequeueBurst } from '../virtqueue/dequeue.ts';
-import { DROP_FAULT, DROP_NO_BUFFER, DROP_TOO_BIG, type Enqueuer } from '../virtqueue/enqueue.ts';
+import { NO_FD } from '../vhost/vhost-device.ts';
+import type { Burst } from '../virtio-net/burst.ts';
+import { completeBurst, dequeueBurst } from '../virtio-net/dequeue.ts';
+import { DROP_FAULT, DROP_NO_BUFFER, DROP_TOO_BIG, type Enqueuer } from '../virtio-net/enqueue.ts';
+import type { RingStage } from '../virtio-net/ring-stage.ts';
 import { FAULT_NONE, FAULTS } from '../virtqueue/fault.ts';
-import type { RingStage } from '../virtqueue/ring-stage.ts';
 import { SplitRing, type VringConfig } from '../virtqueue/split-ring.ts';
-import { NO_FD } from '../virtqueue/vhost-device.ts';
 import type { Port } from './port.ts';
 
 /** A net device's vrings, by number (VIRTIO 1.2 §5.1.2). */

@@ -13,13 +13,12 @@ import {
 import {
   featureMask,
   hasFeature,
-  netHeaderSize,
   VHOST_USER_F_PROTOCOL_FEATURES,
   VIRTIO_F_VERSION_1,
-  VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
-} from '../uapi/virtio-net.ts';
+} from '../uapi/virtio.ts';
+import { netHeaderSize, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { FrontEnd } from '../vhost-user/front-end.ts';
 import { splitLayout } from '../virtqueue/split-driver.ts';
 import { GuestRam, type RamRegion } from './guest-ram.ts';

@@ -2,7 +2,7 @@
  * Stage 2 of a packet's way: says for each packet of a burst where it goes, and learns where it came from.
  */
 import { PORT_SLOTS } from '../stats/counters.ts';
-import { type Burst, FRONT_WORDS, MAX_FRAME_BYTES } from '../virtqueue/burst.ts';
+import { type Burst, FRONT_WORDS, MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
 import { LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MacTable, NOT_FOUND } from './mac-table.ts';
 import type { OnDuplicate, OnRegistered, SwitchConfig } from './switch-config.ts';
 

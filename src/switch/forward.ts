@@ -3,7 +3,7 @@
  */
 import type { Port } from '../port/port.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
-import { BURST_SIZE, type Burst } from '../virtqueue/burst.ts';
+import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
 import { type Classifier, DEST_DROP, DEST_FLOOD } from './classify.ts';
 
 export class Forwarder {

@@ -13,8 +13,8 @@ import {
   VHOST_USER_REPLY,
   VHOST_USER_VERSION,
 } from '../uapi/vhost-user.ts';
-import { hasFeature } from '../uapi/virtio-net.ts';
-import type { VhostDevice } from '../virtqueue/vhost-device.ts';
+import { hasFeature } from '../uapi/virtio.ts';
+import type { VhostDevice } from '../vhost/vhost-device.ts';
 import { Connection } from './connection.ts';
 import { LimitedLog, type Log, type LogLevel } from './limited-log.ts';
 import { encodeMessage, type Message, protocolError, U64 } from './message.ts';

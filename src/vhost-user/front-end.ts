@@ -15,8 +15,8 @@ import {
   VHOST_USER_VERSION,
   VHOST_USER_VRING_NOFD_MASK,
 } from '../uapi/vhost-user.ts';
-import { hasFeature } from '../uapi/virtio-net.ts';
-import { type MemoryRegion, NO_FD, type VringAddresses } from '../virtqueue/vhost-device.ts';
+import { hasFeature } from '../uapi/virtio.ts';
+import { type MemoryRegion, NO_FD, type VringAddresses } from '../vhost/vhost-device.ts';
 import { Connection } from './connection.ts';
 import {
   EMPTY,

@@ -16,7 +16,7 @@ import {
   VHOST_VRING_F_LOG,
   VHOST_VRING_STATE,
 } from '../uapi/vhost-user.ts';
-import type { VringAddresses } from '../virtqueue/vhost-device.ts';
+import type { VringAddresses } from '../vhost/vhost-device.ts';
 
 /** What can be wrong with a message; the `code` of a ProtocolError thrown in this folder. */
 export type MessageErrorCode =

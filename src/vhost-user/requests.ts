@@ -16,9 +16,9 @@ import {
   VHOST_USER_VRING_IDX_MASK,
   VHOST_USER_VRING_NOFD_MASK,
 } from '../uapi/vhost-user.ts';
-import { featureMask, hasFeature, VHOST_USER_F_PROTOCOL_FEATURES } from '../uapi/virtio-net.ts';
+import { featureMask, hasFeature, VHOST_USER_F_PROTOCOL_FEATURES } from '../uapi/virtio.ts';
 import { VIRTQ_MAX_SIZE } from '../uapi/virtio-ring.ts';
-import { NO_FD, type VhostDevice } from '../virtqueue/vhost-device.ts';
+import { NO_FD, type VhostDevice } from '../vhost/vhost-device.ts';
 import {
   EMPTY,
   MEMORY_REGION,

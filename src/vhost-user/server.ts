@@ -4,7 +4,7 @@
  */
 import { closeSync } from 'node:fs';
 import { acceptUnix, ReadWatch } from '../sys/unix-socket.ts';
-import type { VhostDevice } from '../virtqueue/vhost-device.ts';
+import type { VhostDevice } from '../vhost/vhost-device.ts';
 import { BackEnd } from './back-end.ts';
 import { LimitedLog, type Log } from './limited-log.ts';
 import { openSocketFile, removeSocketFile, type SocketFile, type SocketFileOptions } from './socket-file.ts';

@@ -11,14 +11,12 @@ import { setNonblocking } from '../sys/eventfd.ts';
 import {
   featureMask,
   hasFeature,
-  netHeaderSize,
   VIRTIO_F_ANY_LAYOUT,
   VIRTIO_F_VERSION_1,
-  VIRTIO_NET_F_GUEST_ANNOUNCE,
-  VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
-} from '../uapi/virtio-net.ts';
+} from '../uapi/virtio.ts';
+import { netHeaderSize, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import {
   VIRTQ_MAX_SIZE,
   VRING_AVAIL_ALIGN,
@@ -28,10 +26,10 @@ import {
   vringDescBytes,
   vringUsedBytes,
 } from '../uapi/virtio-ring.ts';
+import type { Datapath } from '../vhost/datapath.ts';
+import { PrivateMemoryWatch } from '../vhost/private-memory.ts';
+import { NO_FD, type VhostDevice, type VringAddresses } from '../vhost/vhost-device.ts';
 import type { VringConfig } from '../virtqueue/split-ring.ts';
-import { NO_FD, type VhostDevice, type VringAddresses } from '../virtqueue/vhost-device.ts';
-import type { Datapath } from './datapath.ts';
-import { PrivateMemoryWatch } from './private-memory.ts';
 
 /** One receive and one transmit queue. */
 const VRINGS = 2;

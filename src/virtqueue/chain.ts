@@ -11,7 +11,6 @@ import {
   VRING_DESC_F_NEXT,
   VRING_DESC_F_WRITE,
 } from '../uapi/virtio-ring.ts';
-import { MAX_SEGMENTS, type SegmentList } from './burst.ts';
 import {
   FAULT_ADDRESS,
   FAULT_CHAIN_LOOP,
@@ -20,6 +19,7 @@ import {
   FAULT_INDIRECT,
   FAULT_ZERO_LENGTH,
 } from './fault.ts';
+import { MAX_SEGMENTS, type SegmentList } from './segments.ts';
 import type { SplitRing } from './split-ring.ts';
 
 /** The list has no room for the chain; the ring is as it was. */

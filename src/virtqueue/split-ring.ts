@@ -8,8 +8,8 @@ import type { Place } from '../mem/guest-memory.ts';
 import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import { VRING_AVAIL, VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY } from '../uapi/virtio-ring.ts';
+import { NO_FD } from '../vhost/vhost-device.ts';
 import { FAULT_AVAIL_JUMP, FAULT_NONE } from './fault.ts';
-import { NO_FD } from './vhost-device.ts';
 
 /** Everything a ring needs to start; survives postMessage. The main thread has checked alignment and bounds. */
 export interface SplitRingConfig {

@@ -9,7 +9,7 @@ import type { DrivenRing } from '../../src/port/net-pair.ts';
 import type { VirtioUserOptions } from '../../src/port/virtio-user.ts';
 import { createEventfd, drain, signal } from '../../src/sys/eventfd.ts';
 import { connectUnix } from '../../src/sys/unix-socket.ts';
-import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio-net.ts';
+import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
 import { FrontEnd } from '../../src/vhost-user/front-end.ts';
 import { FAULTS } from '../../src/virtqueue/fault.ts';

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { DEFAULT_FEATURES, type VirtioUser } from '../../src/port/virtio-user.ts';
-import { featureMask, VIRTIO_RING_F_EVENT_IDX } from '../../src/uapi/virtio-net.ts';
+import { featureMask, VIRTIO_RING_F_EVENT_IDX } from '../../src/uapi/virtio.ts';
 import { SwitchProcess } from './switch-process.ts';
 import { assertDelivered, connectGuest, frame, macOf } from './traffic.ts';
 

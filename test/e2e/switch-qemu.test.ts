@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { hasFeature, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
+import { hasFeature, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
+import { VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
 import { ensurePeers } from '../peers/packages.ts';
 import { QemuGuest, type QemuGuestOptions } from '../peers/qemu.ts';
 import { SwitchProcess } from './switch-process.ts';

@@ -7,10 +7,10 @@ import { DEFAULT_FEATURES, VirtioUser, type VirtioUserOptions } from '../../src/
 import {
   featureMask,
   VIRTIO_F_VERSION_1,
-  VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
-} from '../../src/uapi/virtio-net.ts';
+} from '../../src/uapi/virtio.ts';
+import { VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
 import { DpdkTestpmd } from '../peers/dpdk.ts';
 import { ensurePeers } from '../peers/packages.ts';
 import { makeTempDir, removeTempDir } from '../peers/process.ts';

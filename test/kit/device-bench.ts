@@ -5,9 +5,9 @@ import { readdirSync, writeSync } from 'node:fs';
 import { WindowPool } from '../../src/mem/window.ts';
 import { createEventfd } from '../../src/sys/eventfd.ts';
 import { createMemfd } from '../../src/sys/memory.ts';
-import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio-net.ts';
+import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
+import type { MemoryRegion } from '../../src/vhost/vhost-device.ts';
 import { NetDevice } from '../../src/virtio-net/net-device.ts';
-import type { MemoryRegion } from '../../src/virtqueue/vhost-device.ts';
 import { FakeDatapath } from './fake-datapath.ts';
 
 export const MIB = 2 ** 20;

@@ -5,9 +5,9 @@ import assert from 'node:assert/strict';
 import { fstatSync } from 'node:fs';
 import type { Chunk } from '../../src/mem/address-map.ts';
 import { openWindow, type WindowHandle } from '../../src/mem/window.ts';
-import type { Datapath } from '../../src/virtio-net/datapath.ts';
+import type { Datapath } from '../../src/vhost/datapath.ts';
+import { NO_FD } from '../../src/vhost/vhost-device.ts';
 import type { VringConfig } from '../../src/virtqueue/split-ring.ts';
-import { NO_FD } from '../../src/virtqueue/vhost-device.ts';
 
 /** What a running vring was last told. */
 interface RunningVring {

@@ -8,8 +8,8 @@ import {
   vringDescBytes,
   vringUsedBytes,
 } from '../../src/uapi/virtio-ring.ts';
+import { NO_FD } from '../../src/vhost/vhost-device.ts';
 import type { SplitRingConfig, VringConfig } from '../../src/virtqueue/split-ring.ts';
-import { NO_FD } from '../../src/virtqueue/vhost-device.ts';
 import type { Ram, RamPlace } from './ram.ts';
 
 /** One descriptor of a chain. An address may be a bigint: 64 bits of anything. */

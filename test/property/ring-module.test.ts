@@ -8,11 +8,11 @@ import { AddressMap } from '../../src/mem/address-map.ts';
 import { openWindow, WindowPool, type WindowViews } from '../../src/mem/window.ts';
 import { Caller } from '../../src/sys/eventfd.ts';
 import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
-import { BURST_SIZE } from '../../src/virtqueue/burst.ts';
-import { completePlain, fillPlain, takePlain } from '../../src/virtqueue/plain.ts';
-import { RingStage } from '../../src/virtqueue/ring-stage.ts';
+import { NO_FD } from '../../src/vhost/vhost-device.ts';
+import { BURST_SIZE } from '../../src/virtio-net/burst.ts';
+import { completePlain, fillPlain, takePlain } from '../../src/virtio-net/plain.ts';
+import { RingStage } from '../../src/virtio-net/ring-stage.ts';
 import { SplitRing } from '../../src/virtqueue/split-ring.ts';
-import { NO_FD } from '../../src/virtqueue/vhost-device.ts';
 
 const DESC_OFF = 0x10000;
 const AVAIL_OFF = 0x14000;

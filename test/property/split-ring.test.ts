@@ -5,10 +5,10 @@ import fc from 'fast-check';
 import { AddressMap } from '../../src/mem/address-map.ts';
 import type { WindowViews } from '../../src/mem/window.ts';
 import { Caller, createEventfd, drain } from '../../src/sys/eventfd.ts';
-import { BURST_SIZE } from '../../src/virtqueue/burst.ts';
-import { completeBurst, dequeueBurst } from '../../src/virtqueue/dequeue.ts';
-import { DROP_FAULT, DROP_NO_BUFFER, DROP_TOO_BIG, Enqueuer } from '../../src/virtqueue/enqueue.ts';
-import { RingStage } from '../../src/virtqueue/ring-stage.ts';
+import { BURST_SIZE } from '../../src/virtio-net/burst.ts';
+import { completeBurst, dequeueBurst } from '../../src/virtio-net/dequeue.ts';
+import { DROP_FAULT, DROP_NO_BUFFER, DROP_TOO_BIG, Enqueuer } from '../../src/virtio-net/enqueue.ts';
+import { RingStage } from '../../src/virtio-net/ring-stage.ts';
 import { SplitRing } from '../../src/virtqueue/split-ring.ts';
 import { type Chain, Dice, NaiveDriver } from '../kit/naive-driver.ts';
 

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ProtocolError } from '../../src/errors.ts';
-import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio-net.ts';
+import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { FrontEnd } from '../../src/vhost-user/front-end.ts';
 import { refusal } from './fake-device.ts';
 import { altered, GOLDEN, setProtocolFeatures } from './golden.ts';

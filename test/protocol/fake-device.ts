@@ -5,8 +5,9 @@ import assert from 'node:assert/strict';
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { ProtocolError } from '../../src/errors.ts';
-import { featureMask, VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
-import { type MemoryRegion, NO_FD, type VhostDevice, type VringAddresses } from '../../src/virtqueue/vhost-device.ts';
+import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
+import { VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
+import { type MemoryRegion, NO_FD, type VhostDevice, type VringAddresses } from '../../src/vhost/vhost-device.ts';
 
 /** One call: the method's name and its arguments, with descriptors shown as `fd` or `NO_FD`. */
 export type Call = readonly unknown[];

@@ -6,12 +6,12 @@ import { createEventfd } from '../../src/sys/eventfd.ts';
 import {
   featureMask,
   VIRTIO_F_VERSION_1,
-  VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
-} from '../../src/uapi/virtio-net.ts';
+} from '../../src/uapi/virtio.ts';
+import { VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
+import { NO_FD } from '../../src/vhost/vhost-device.ts';
 import type { NetDevice } from '../../src/virtio-net/net-device.ts';
-import { NO_FD } from '../../src/virtqueue/vhost-device.ts';
 import { addresses, DeviceBench, FRONTEND, MIB, MODERN, NUM, openFds, region } from '../kit/device-bench.ts';
 
 const refuses = (call: Promise<unknown>, code: string, message: RegExp) => assert.rejects(call, { code, message });

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { closeSync } from 'node:fs';
 import { afterEach, test } from 'node:test';
 import { createEventfd, drain } from '../../src/sys/eventfd.ts';
-import { NO_FD } from '../../src/virtqueue/vhost-device.ts';
+import { NO_FD } from '../../src/vhost/vhost-device.ts';
 import { BROADCAST, frame, mac } from '../kit/frames.ts';
 import { assertCounted, type GuestOptions, TestGuest, TestSwitch } from '../kit/test-switch.ts';
 

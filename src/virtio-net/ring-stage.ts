@@ -4,10 +4,10 @@
 import { ModulePairs } from '../mem/module-pairs.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
+import type { SplitRing } from '../virtqueue/split-ring.ts';
 import { Burst } from './burst.ts';
 import { completePlain, fillPlain, takePlain } from './plain.ts';
 import { type RingExports, ringModule } from './ring-module.ts';
-import type { SplitRing } from './split-ring.ts';
 
 /** num_buffers in the last word of a 12-byte virtio_net_hdr: always 1 where a packet takes one chain (VIRTIO §5.1.6.3). */
 const ONE_BUFFER = 1 << 16;

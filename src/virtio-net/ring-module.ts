@@ -9,7 +9,8 @@
 import { COPY_ENTRY_BYTES, copyFunction, DST, PAIR_MEMORIES, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
 import { assemble, type Code, type FunctionBody, I32, op } from '../mem/wasm-assembler.ts';
 import { VRING_DESC, VRING_DESC_F_WRITE, VRING_USED_ELEM } from '../uapi/virtio-ring.ts';
-import { FRONT_BYTES, MAX_SEGMENTS, SCRATCH } from './burst.ts';
+import { MAX_SEGMENTS } from '../virtqueue/segments.ts';
+import { FRONT_BYTES, SCRATCH } from './burst.ts';
 
 const { get, set, tee } = op;
 const { off: DESC } = VRING_DESC;

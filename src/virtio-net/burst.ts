@@ -6,8 +6,9 @@
  * destination's copy. Stage 1 fills everything but `dest`, stage 2 fills `dest`.
  */
 
+import { MAX_SEGMENTS, SegmentList } from '../virtqueue/segments.ts';
+
 export const BURST_SIZE = 32;
-export const MAX_SEGMENTS = 256;
 
 /** Largest frame that is switched, bytes, without a VLAN tag's four: DPDK's jumbo limit. */
 export const MAX_FRAME_BYTES = 9728;
@@ -38,29 +39,6 @@ export const SCRATCH = (() => {
     bytes: words(1),
   } as const;
 })();
-
-/** Pieces of memory in windows, in order. */
-export class SegmentList {
-  count = 0;
-  readonly window: Int32Array;
-  readonly off: Int32Array;
-  /** bytes */
-  readonly len: Int32Array;
-
-  constructor(window: Int32Array, off: Int32Array, len: Int32Array) {
-    this.window = window;
-    this.off = off;
-    this.len = len;
-  }
-
-  /** The caller has seen to it that there is room. */
-  push(window: number, off: number, len: number): void {
-    const at = this.count++;
-    this.window[at] = window;
-    this.off[at] = off;
-    this.len[at] = len;
-  }
-}
 
 export class Burst {
   /** packets in the burst */

@@ -7,8 +7,9 @@
 import { copySegments } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { VRING_DESC_F_WRITE } from '../uapi/virtio-ring.ts';
-import { BURST_SIZE, type Burst, FRONT_BYTES, FRONT_WORDS, MAX_SEGMENTS } from './burst.ts';
-import type { SplitRing } from './split-ring.ts';
+import { MAX_SEGMENTS } from '../virtqueue/segments.ts';
+import type { SplitRing } from '../virtqueue/split-ring.ts';
+import { BURST_SIZE, type Burst, FRONT_BYTES, FRONT_WORDS } from './burst.ts';
 
 /** As `take` of the module. */
 export function takePlain(ring: SplitRing, burst: Burst, from: number, n: number): number {

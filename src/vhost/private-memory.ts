@@ -4,7 +4,7 @@
  * filled it.
  */
 import { eventfdCount } from '../sys/eventfd.ts';
-import { NO_FD } from '../virtqueue/vhost-device.ts';
+import { NO_FD } from './vhost-device.ts';
 
 const LOOK_MS = 1000;
 /** QEMU makes a kick eventfd with a count of 1; a second kick is the driver's own, which it sends after filling the ring. */

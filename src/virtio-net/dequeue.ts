@@ -2,11 +2,12 @@
  * Stage 1 of a packet's way: takes what the driver has made available and lists where its bytes lie; and stage 4, which gives it
  * back.
  */
+
+import { appendChain, CHAIN_FULL } from '../virtqueue/chain.ts';
+import { FAULT_CHAIN_LOOP, FAULT_HEAD_RANGE, FAULT_NO_HEADER } from '../virtqueue/fault.ts';
+import type { SplitRing } from '../virtqueue/split-ring.ts';
 import { BURST_SIZE, type Burst, FRONT_BYTES } from './burst.ts';
-import { appendChain, CHAIN_FULL } from './chain.ts';
-import { FAULT_CHAIN_LOOP, FAULT_HEAD_RANGE, FAULT_NO_HEADER } from './fault.ts';
 import type { RingStage } from './ring-stage.ts';
-import type { SplitRing } from './split-ring.ts';
 
 /**
  * Fills the stage's burst from the ring, without the device headers. A malformed chain sets `ring.fault` and ends the burst

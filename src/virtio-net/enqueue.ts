@@ -5,11 +5,12 @@
 import { CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { VRING_DESC_F_WRITE } from '../uapi/virtio-ring.ts';
-import { type Burst, MAX_SEGMENTS, SegmentList } from './burst.ts';
-import { appendChain, CHAIN_FULL } from './chain.ts';
-import { FAULT_CHAIN_LOOP, FAULT_HEAD_RANGE, FAULT_NONE } from './fault.ts';
+import { appendChain, CHAIN_FULL } from '../virtqueue/chain.ts';
+import { FAULT_CHAIN_LOOP, FAULT_HEAD_RANGE, FAULT_NONE } from '../virtqueue/fault.ts';
+import { MAX_SEGMENTS, SegmentList } from '../virtqueue/segments.ts';
+import type { SplitRing } from '../virtqueue/split-ring.ts';
+import type { Burst } from './burst.ts';
 import type { RingStage } from './ring-stage.ts';
-import type { SplitRing } from './split-ring.ts';
 
 /** Chains that one mergeable packet may take; more is a buffer too small to be useful. */
 const MAX_BUFFERS = 256;
@@ -24,11 +25,7 @@ export class Enqueuer {
   readonly #ringStage: RingStage;
   readonly #copyStage = new CopyStage();
   readonly #windows: readonly WindowViews[];
-  readonly #buffers = new SegmentList(
-    new Int32Array(MAX_SEGMENTS),
-    new Int32Array(MAX_SEGMENTS),
-    new Int32Array(MAX_SEGMENTS),
-  );
+  readonly #buffers = new SegmentList();
   /** packets not delivered by the last call, by reason */
   readonly drops = new Int32Array(3);
   /** bytes delivered by the last call, headers not counted */
