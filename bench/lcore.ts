@@ -14,6 +14,8 @@ import { NetPair } from '../src/port/net-pair.ts';
 import { counterBlock, LCORE_SLOTS, PORT_SLOTS, readCounters } from '../src/stats/counters.ts';
 import { pinThread } from '../src/sys/affinity.ts';
 import { Caller } from '../src/sys/eventfd.ts';
+import { featureMask, VIRTIO_F_VERSION_1 } from '../src/uapi/virtio.ts';
+import { VIRTIO_NET_F_MRG_RXBUF } from '../src/uapi/virtio-net.ts';
 import { NO_FD } from '../src/vhost/vhost-device.ts';
 import { frameOf } from './frames.ts';
 import { StaticPort } from './static-port.ts';
@@ -48,16 +50,18 @@ const config = {
   macLimit: 1024,
   maxPorts: nPorts,
 } as const;
-const lcore = new Lcore(config, new Float64Array(counterBlock(LCORE_SLOTS)), new Caller(new Int32Array(1), 0), {
+const pool = new WindowPool('wasm');
+const features = featureMask(VIRTIO_F_VERSION_1, ...(args.mergeable ? [VIRTIO_NET_F_MRG_RXBUF] : []));
+const lcoreCounters = new Float64Array(counterBlock(LCORE_SLOTS));
+const lcore = new Lcore(config, lcoreCounters, new Caller(new Int32Array(1), 0), pool.acquire(), {
   onRegistered: () => {},
   onDuplicate: () => {},
+  onMiss: () => {},
   onFault: (port, vring, fault) => {
     throw new Error(`port ${port}: vring ${vring}: fault ${fault}`);
   },
 });
 const blocks = Array.from({ length: nPorts }, () => counterBlock(PORT_SLOTS));
-
-const pool = new WindowPool('wasm');
 
 function guest(id: number): StaticPort {
   const ram = new GuestRam([{ guestAddr: 0, size: RAM_BYTES }]);
@@ -77,12 +81,15 @@ function guest(id: number): StaticPort {
   const memory = new GuestMemory(pool);
   const [region] = ram.regions;
   memory.add({ ...region, fd: openSync(`/proc/self/fd/${region.fd}`, 'r+') }, 0, 'bench');
-  lcore.setMemory(id, memory.chunks, memory.windows);
+  lcore.setMemory(id, { chunks: memory.chunks, windows: memory.windows, iotlb: false, log: undefined });
   for (const [vring, { driver, addr }] of pair.rings.entries()) {
     const at = (off: number) => memory.placeOf(ram.frontendAddrOf(addr) + off - driver.place.descOff, 1) as Place;
     const { descOff, availOff, usedOff } = driver.place;
     const ring = {
+      format: 'split' as const,
       num,
+      base: 0,
+      inOrder: false,
       desc: at(descOff),
       avail: at(availOff),
       used: at(usedOff),
@@ -90,10 +97,8 @@ function guest(id: number): StaticPort {
       indirect: false,
       kickFd: NO_FD,
       callFd: NO_FD,
-      headerLen: HEADER_LEN,
-      mergeable: args.mergeable,
     };
-    lcore.startVring(id, vring, { ring, enabled: true, errFd: NO_FD });
+    lcore.startVring(id, vring, { ring, features, enabled: true, errFd: NO_FD });
   }
   return port;
 }

@@ -4,13 +4,11 @@
 import { closeSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import { SwitchError } from '../errors.ts';
-import type { Chunk } from '../mem/address-map.ts';
 import type { WindowHandle } from '../mem/window.ts';
-import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
+import { counterBlock, LCORE_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import { createEventfd, drainNow, signal } from '../sys/eventfd.ts';
-import type { Datapath } from '../vhost/datapath.ts';
-import type { VringConfig } from '../virtqueue/split-ring.ts';
+import type { Datapath, DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import type { LcoreEvents } from './lcore.ts';
 import {
   CONTROL_CALLING,
@@ -44,6 +42,8 @@ export interface LcoreOptions {
   readonly poll: 'adaptive' | 'busy';
   /** CPUs to run on, or none for any */
   readonly cpus: readonly number[];
+  /** a window of the lcore's own, which it keeps until it is stopped */
+  readonly bounce: WindowHandle;
 }
 
 export class LcoreThread implements Datapath {
@@ -55,6 +55,7 @@ export class LcoreThread implements Datapath {
   readonly #worker: Worker;
   readonly #events: LcoreThreadEvents;
   readonly #exited: Promise<void>;
+  readonly #vringCounters = new Map<number, (SharedArrayBuffer | undefined)[]>();
   readonly #rounds = new Float64Array(this.counters);
   readonly #watchTimer = setInterval(() => this.#watch(), WATCH_MS);
   #lastCalling = -1;
@@ -139,6 +140,9 @@ export class LcoreThread implements Datapath {
       case 'fault':
         this.#events.onFault(message.port, message.vring, message.fault);
         return;
+      case 'miss':
+        this.#events.onMiss(message.port, message.vring, message.iova, message.write);
+        return;
     }
   }
 
@@ -160,14 +164,28 @@ export class LcoreThread implements Datapath {
 
   async removePort(port: number): Promise<void> {
     await this.#post({ type: 'removePort', port });
+    this.#vringCounters.delete(port);
   }
 
-  async setMemory(port: number, chunks: readonly Chunk[], windows: readonly WindowHandle[]): Promise<void> {
-    await this.#post({ type: 'setMemory', port, chunks, windows });
+  async setMemory(port: number, memory: DeviceMemory): Promise<void> {
+    await this.#post({ type: 'setMemory', port, memory });
   }
 
   async startVring(port: number, vring: number, config: VringConfig): Promise<void> {
-    await this.#post({ type: 'startVring', port, vring, config });
+    const blocks = this.#vringCounters.get(port) ?? [];
+    this.#vringCounters.set(port, blocks);
+    blocks[vring] ??= counterBlock(VRING_SLOTS);
+    await this.#post({ type: 'startVring', port, vring, config, counters: blocks[vring] });
+  }
+
+  /** The counters (VRING_SLOTS) of a port's vrings that have ever been started, by number. */
+  vringCounters(port: number): readonly (SharedArrayBuffer | undefined)[] {
+    return this.#vringCounters.get(port) ?? [];
+  }
+
+  /** Switches a frame as if the guest behind the port had sent it. */
+  async inject(port: number, frame: Uint8Array): Promise<void> {
+    await this.#post({ type: 'inject', port, frame });
   }
 
   stopVring(port: number, vring: number): Promise<number | undefined> {

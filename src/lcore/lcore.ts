@@ -2,40 +2,44 @@
  * An lcore: the ports one thread polls, the switch between them, and one round of work. It does not know of threads: the worker
  * entry runs it in a loop.
  */
-import type { Chunk } from '../mem/address-map.ts';
-import type { WindowHandle } from '../mem/window.ts';
+import type { WindowHandle, WindowViews } from '../mem/window.ts';
 import type { VhostPort } from '../port/vhost-port.ts';
-import { LCORE_SLOTS } from '../stats/counters.ts';
+import { LCORE_SLOTS, PORT_SLOTS } from '../stats/counters.ts';
 import { Classifier } from '../switch/classify.ts';
 import { Forwarder } from '../switch/forward.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import type { VringConfig } from '../virtqueue/split-ring.ts';
-import { PortTable } from './port-table.ts';
+import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import { PortTable, type RingEvents } from './port-table.ts';
 
 /** What an lcore tells the main thread. An address is two words as in MacTable. */
-export interface LcoreEvents {
+export interface LcoreEvents extends RingEvents {
   onRegistered(port: number, first: number, last: number): void;
   onDuplicate(port: number, first: number, last: number): void;
-  onFault(port: number, vring: number, fault: number): void;
 }
+
+/** Where injected frames lie in the bounce window. */
+const INJECT_OFF = 65536;
 
 export class Lcore {
   readonly #config: SwitchConfig;
   readonly #table: PortTable;
   readonly #classifier: Classifier;
   readonly #forwarder: Forwarder;
+  readonly #bounce: WindowViews;
   readonly counters: Float64Array;
   #now = 0;
 
   /**
    * @param counters a block of LCORE_SLOTS
    * @param caller signals the guests
+   * @param bounce memory of the lcore's own, in a window: for frames that no guest has sent
    */
-  constructor(config: SwitchConfig, counters: Float64Array, caller: Caller, events: LcoreEvents) {
+  constructor(config: SwitchConfig, counters: Float64Array, caller: Caller, bounce: WindowHandle, events: LcoreEvents) {
     this.#config = config;
     this.counters = counters;
-    this.#table = new PortTable(config.maxPorts, caller, (port, vring, fault) => events.onFault(port, vring, fault));
+    this.#table = new PortTable(config.maxPorts, caller, events);
+    this.#bounce = this.#table.addWindow(bounce);
     this.#classifier = new Classifier(
       config,
       (port, first, last) => events.onRegistered(port, first, last),
@@ -44,22 +48,22 @@ export class Lcore {
     this.#forwarder = new Forwarder(this.#classifier, this.#table.ports, config.maxPorts);
   }
 
-  /** One round: a burst from every port, switched. @returns packets switched */
+  /** One round: a burst from every queue, switched. @returns packets switched */
   poll(): number {
-    const ports = this.#table.used;
+    const { polled } = this.#table;
     let packets = 0;
-    for (let i = 0; i < ports.length; i++) packets += this.#pollPort(ports[i]);
+    for (let i = 0; i < polled.length; i++) packets += this.#pollQueue(polled[i].port, polled[i].queue);
     this.counters[LCORE_SLOTS.rounds]++;
     return packets;
   }
 
-  #pollPort(port: VhostPort): number {
-    const n = port.receive();
+  #pollQueue(port: VhostPort, queue: number): number {
+    const n = port.receive(queue);
     if (n === 0) return 0;
     const { burst } = this.#table;
     this.#classifier.classify(burst, port.id, port.counters, this.#now);
     this.#forwarder.forward(burst, port);
-    port.complete();
+    port.complete(queue);
     this.counters[LCORE_SLOTS.bursts]++;
     return n;
   }
@@ -73,17 +77,31 @@ export class Lcore {
 
   /** Asks the guests to kick from now on. @returns false if frames have come meanwhile: then it is no time to sleep */
   prepareSleep(): boolean {
-    for (const { txRing } of this.#table.used) {
-      if (txRing === undefined) continue;
-      txRing.wantKicks();
-      if (txRing.refresh() > 0) return false;
+    for (const { port, queue } of this.#table.polled) {
+      const ring = port.txRing(queue);
+      if (ring === undefined) continue;
+      ring.wantKicks();
+      if (ring.refresh() > 0) return false;
     }
     return true;
   }
 
   /** Asks the guests to stop kicking. */
   wake(): void {
-    for (const { txRing } of this.#table.used) txRing?.suppressKicks();
+    for (const { port, queue } of this.#table.polled) port.txRing(queue)?.suppressKicks();
+  }
+
+  /** Switches a frame (at most MAX_FRAME_BYTES) as if the guest behind port `id` had sent it. */
+  inject(id: number, frame: Uint8Array): void {
+    const port = this.#table.ports[id];
+    if (port === undefined) throw new RangeError(`no port ${id} on this lcore`);
+    const { burst } = this.#table;
+    this.#bounce.u8.set(frame, INJECT_OFF);
+    burst.putOne(this.#bounce.id, INJECT_OFF, frame);
+    port.counters[PORT_SLOTS.tx_packets]++;
+    port.counters[PORT_SLOTS.tx_bytes] += frame.length;
+    this.#classifier.classify(burst, id, port.counters, this.#now);
+    this.#forwarder.forward(burst, port);
   }
 
   addPort(id: number, counters: SharedArrayBuffer): void {
@@ -95,12 +113,13 @@ export class Lcore {
     this.#classifier.forget(id);
   }
 
-  setMemory(id: number, chunks: readonly Chunk[], windows: readonly WindowHandle[]): void {
-    this.#table.setMemory(id, chunks, windows);
+  setMemory(id: number, memory: DeviceMemory): void {
+    this.#table.setMemory(id, memory);
   }
 
-  startVring(id: number, vring: number, config: VringConfig): void {
-    this.#table.startVring(id, vring, config);
+  /** `counters`: a block of VRING_SLOTS. */
+  startVring(id: number, vring: number, config: VringConfig, counters?: SharedArrayBuffer): void {
+    this.#table.startVring(id, vring, config, counters);
   }
 
   stopVring(id: number, vring: number): number | undefined {

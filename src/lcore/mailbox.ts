@@ -5,10 +5,9 @@
  * without an event loop. An answer carries its command's number, the epoch: when it comes, the lcore has left every burst
  * that it had begun before the command.
  */
-import type { Chunk } from '../mem/address-map.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
-import type { VringConfig } from '../virtqueue/split-ring.ts';
+import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 
 /** Words of the control block. */
 export const CONTROL_POSTED = 0;
@@ -19,16 +18,19 @@ export const CONTROL_WORDS = 2;
 export type Command =
   | { readonly type: 'addPort'; readonly port: number; readonly counters: SharedArrayBuffer }
   | { readonly type: 'removePort'; readonly port: number }
+  | { readonly type: 'setMemory'; readonly port: number; readonly memory: DeviceMemory }
   | {
-      readonly type: 'setMemory';
+      readonly type: 'startVring';
       readonly port: number;
-      readonly chunks: readonly Chunk[];
-      readonly windows: readonly WindowHandle[];
+      readonly vring: number;
+      readonly config: VringConfig;
+      /** VRING_SLOTS */
+      readonly counters: SharedArrayBuffer;
     }
-  | { readonly type: 'startVring'; readonly port: number; readonly vring: number; readonly config: VringConfig }
   | { readonly type: 'stopVring'; readonly port: number; readonly vring: number }
   | { readonly type: 'enableVring'; readonly port: number; readonly vring: number; readonly enabled: boolean }
   | { readonly type: 'setCall'; readonly port: number; readonly vring: number; readonly fd: number }
+  | { readonly type: 'inject'; readonly port: number; readonly frame: Uint8Array }
   | { readonly type: 'stop' };
 
 /** Main to lcore. */
@@ -42,7 +44,14 @@ export type Report =
   | { readonly type: 'ready' }
   | { readonly type: 'done'; readonly epoch: number; readonly value?: number | undefined; readonly error?: string }
   | { readonly type: 'registered' | 'duplicate'; readonly port: number; readonly first: number; readonly last: number }
-  | { readonly type: 'fault'; readonly port: number; readonly vring: number; readonly fault: number };
+  | { readonly type: 'fault'; readonly port: number; readonly vring: number; readonly fault: number }
+  | {
+      readonly type: 'miss';
+      readonly port: number;
+      readonly vring: number;
+      readonly iova: number;
+      readonly write: boolean;
+    };
 
 /** What a worker is started with. */
 export interface LcoreSetup {
@@ -54,4 +63,6 @@ export interface LcoreSetup {
   readonly cpus: readonly number[];
   readonly poll: 'adaptive' | 'busy';
   readonly config: SwitchConfig;
+  /** memory of the lcore's own */
+  readonly bounce: WindowHandle;
 }

@@ -1,22 +1,33 @@
 /**
  * The vhost ports of one thread, by number, and the scratch they share.
  */
-import { AddressMap, type Chunk } from '../mem/address-map.ts';
 import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.ts';
 import { type PortTools, VhostPort } from '../port/vhost-port.ts';
+import { counterBlock, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
+import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import { Enqueuer } from '../virtio-net/enqueue.ts';
 import { RingStage } from '../virtio-net/ring-stage.ts';
-import type { VringConfig } from '../virtqueue/split-ring.ts';
 
-/** Told once when a port's ring has been stopped for a fault (virtqueue/fault.ts). */
-export type OnFault = (port: number, vring: number, fault: number) => void;
+/** What becomes of the rings of a thread's ports. */
+export interface RingEvents {
+  /** A ring has been stopped for a fault (virtqueue/fault.ts): told once. */
+  onFault(port: number, vring: number, fault: number): void;
+  /** A ring waits for the translation of an I/O virtual address. */
+  onMiss(port: number, vring: number, iova: number, write: boolean): void;
+}
+
+/** A transmit queue that is polled. */
+export interface PolledQueue {
+  readonly port: VhostPort;
+  readonly queue: number;
+}
 
 export class PortTable {
   /** by port number */
   readonly ports: (VhostPort | undefined)[];
-  /** those in use, by number */
-  used: readonly VhostPort[] = [];
+  /** the transmit queues in use, by port and number */
+  polled: readonly PolledQueue[] = [];
   readonly #ringStage = new RingStage();
   /** what the ports receive and transmit */
   readonly burst = this.#ringStage.burst;
@@ -25,11 +36,11 @@ export class PortTable {
   readonly #tools: PortTools;
 
   /** Port numbers are below `maxPorts`. `caller` signals the guests. */
-  constructor(maxPorts: number, caller: Caller, onFault: OnFault) {
+  constructor(maxPorts: number, caller: Caller, { onFault, onMiss }: RingEvents) {
     const { windows } = this;
     const ringStage = this.#ringStage;
     this.ports = Array(maxPorts).fill(undefined);
-    this.#tools = { ringStage, windows, caller, enqueuer: new Enqueuer(ringStage, windows), onFault };
+    this.#tools = { ringStage, windows, caller, enqueuer: new Enqueuer(ringStage, windows), onFault, onMiss };
   }
 
   addPort(id: number, counters: SharedArrayBuffer): void {
@@ -42,20 +53,34 @@ export class PortTable {
 
   #set(id: number, port: VhostPort | undefined): void {
     this.ports[id] = port;
-    this.used = this.ports.filter((port) => port !== undefined);
+    this.#choosePolled();
   }
 
-  setMemory(id: number, chunks: readonly Chunk[], windows: readonly WindowHandle[]): void {
-    for (const window of windows) this.windows[window.id] ??= openWindow(window);
-    this.#port(id).setMemory(new AddressMap(chunks));
+  #choosePolled(): void {
+    this.polled = this.ports.flatMap((port) => port?.txQueues.map((queue) => ({ port, queue })) ?? []);
   }
 
-  startVring(id: number, vring: number, config: VringConfig): void {
-    this.#port(id).startVring(vring, config);
+  /** Makes a window known that no port brings along. */
+  addWindow(window: WindowHandle): WindowViews {
+    this.windows[window.id] ??= openWindow(window);
+    return this.windows[window.id];
+  }
+
+  setMemory(id: number, memory: DeviceMemory): void {
+    for (const window of memory.windows) this.addWindow(window);
+    this.#port(id).setMemory(memory);
+  }
+
+  /** `counters`: a block of VRING_SLOTS. */
+  startVring(id: number, vring: number, config: VringConfig, counters = counterBlock(VRING_SLOTS)): void {
+    this.#port(id).startVring(vring, config, new Float64Array(counters));
+    this.#choosePolled();
   }
 
   stopVring(id: number, vring: number): number | undefined {
-    return this.#port(id).stopVring(vring);
+    const base = this.#port(id).stopVring(vring);
+    this.#choosePolled();
+    return base;
   }
 
   enableVring(id: number, vring: number, enabled: boolean): void {

@@ -23,10 +23,11 @@ const counters = new Float64Array(setup.counters);
 const epoll = new Epoll();
 const report = (message: Report) => mailbox.postMessage(message);
 
-const lcore = new Lcore(setup.config, counters, new Caller(control, CONTROL_CALLING), {
+const lcore = new Lcore(setup.config, counters, new Caller(control, CONTROL_CALLING), setup.bounce, {
   onRegistered: (port, first, last) => report({ type: 'registered', port, first, last }),
   onDuplicate: (port, first, last) => report({ type: 'duplicate', port, first, last }),
   onFault: (port, vring, fault) => report({ type: 'fault', port, vring, fault }),
+  onMiss: (port, vring, iova, write) => report({ type: 'miss', port, vring, iova, write }),
 });
 
 let stopping = false;
@@ -53,10 +54,10 @@ function carryOut(command: Command): number | undefined {
       lcore.removePort(command.port);
       return undefined;
     case 'setMemory':
-      lcore.setMemory(command.port, command.chunks, command.windows);
+      lcore.setMemory(command.port, command.memory);
       return undefined;
     case 'startVring':
-      lcore.startVring(command.port, command.vring, command.config);
+      lcore.startVring(command.port, command.vring, command.config, command.counters);
       watchKick(command.port, command.vring, command.config.ring.kickFd);
       return undefined;
     case 'stopVring':
@@ -67,6 +68,9 @@ function carryOut(command: Command): number | undefined {
       return undefined;
     case 'setCall':
       lcore.setCall(command.port, command.vring, command.fd);
+      return undefined;
+    case 'inject':
+      lcore.inject(command.port, command.frame);
       return undefined;
     case 'stop':
       stopping = true;

@@ -6,7 +6,7 @@
 
 /** One chunk as the main thread describes it. */
 export interface Chunk {
-  /** guest address of the first byte */
+  /** guest address of the first byte, or its I/O virtual address */
   readonly guestAddr: number;
   /** bytes that can be reached from an address in this chunk on; those past the chunk proper may belong to the next one */
   readonly reach: number;
@@ -14,12 +14,20 @@ export interface Chunk {
   readonly window: number;
   /** where in the window */
   readonly windowOff: number;
+  /** the device may not write there */
+  readonly readOnly?: boolean;
 }
 
 const TWO_32 = 2 ** 32;
 
 export class AddressMap {
+  /** by address */
   readonly #chunks: readonly Chunk[];
+  readonly #starts: Float64Array;
+  /** what is missing may still come: addresses are I/O virtual */
+  readonly iotlb: boolean;
+  /** every chunk may be written: the chunk at hand is good for reads and writes alike */
+  readonly writable: boolean;
   /**
    * The chunk at hand, as flat numbers that hot loops keep in registers: guest addresses whose upper half is `hi` lie in it from
    * `lo` on, for `reach` bytes, and in `window` at `base` plus their distance from `lo`. The halves are int32.
@@ -29,10 +37,17 @@ export class AddressMap {
   reach = 0;
   window = 0;
   base = 0;
+  #readOnly = false;
 
-  /** `chunks` in any order; none crosses a multiple of 4 GiB with its first address, each reach is below 2³¹. */
-  constructor(chunks: readonly Chunk[]) {
-    this.#chunks = chunks;
+  /**
+   * `chunks` in any order; no two begin at the same address, none crosses a multiple of 4 GiB with its first address, each
+   * reach is below 2³¹. Of two that overlap the later one reaches at least as far.
+   */
+  constructor(chunks: readonly Chunk[], iotlb = false) {
+    this.#chunks = chunks.toSorted((a, b) => a.guestAddr - b.guestAddr);
+    this.#starts = Float64Array.from(this.#chunks, ({ guestAddr }) => guestAddr);
+    this.iotlb = iotlb;
+    this.writable = !chunks.some(({ readOnly }) => readOnly === true);
     if (chunks.length > 0) this.#take(chunks[0]);
   }
 
@@ -51,19 +66,30 @@ export class AddressMap {
     return this.reach - ((lo - this.lo) >>> 0);
   }
 
-  /** Takes the chunk in hand that holds all `len` bytes from the address on. @returns false if there is none */
-  select(lo: number, hi: number, len: number): boolean {
+  /** Takes the chunk in hand that holds all `len` bytes from the address on, and may be written if `write`. @returns false if there is none */
+  select(lo: number, hi: number, len: number, write: boolean): boolean {
     if (len < 0) return false;
-    if (this.holds(lo, hi, len)) return true;
-    const addr = (hi >>> 0) * TWO_32 + (lo >>> 0);
-    for (const chunk of this.#chunks) {
-      const distance = addr - chunk.guestAddr;
-      const sameHalf = Math.floor(chunk.guestAddr / TWO_32) === hi >>> 0;
-      if (!sameHalf || distance < 0 || distance + len > chunk.reach) continue;
-      this.#take(chunk);
-      return true;
+    if (this.holds(lo, hi, len)) return !(write && this.#readOnly);
+    const at = this.#lastBefore((hi >>> 0) * TWO_32 + (lo >>> 0));
+    if (at < 0) return false;
+    const chunk = this.#chunks[at];
+    const distance = (hi >>> 0) * TWO_32 + (lo >>> 0) - chunk.guestAddr;
+    const sameHalf = Math.floor(chunk.guestAddr / TWO_32) === hi >>> 0;
+    if (!sameHalf || distance + len > chunk.reach || (write && chunk.readOnly === true)) return false;
+    this.#take(chunk);
+    return true;
+  }
+
+  /** The last chunk that begins at or before `addr`, −1 if there is none. */
+  #lastBefore(addr: number): number {
+    let from = 0;
+    let to = this.#starts.length;
+    while (from < to) {
+      const middle = (from + to) >>> 1;
+      if (this.#starts[middle] <= addr) from = middle + 1;
+      else to = middle;
     }
-    return false;
+    return from - 1;
   }
 
   #take(chunk: Chunk): void {
@@ -73,5 +99,6 @@ export class AddressMap {
     this.reach = Math.min(chunk.reach, TWO_32 - (chunk.guestAddr % TWO_32));
     this.window = chunk.window;
     this.base = chunk.windowOff;
+    this.#readOnly = chunk.readOnly === true;
   }
 }

@@ -1,5 +1,5 @@
 /**
- * Just enough of a WebAssembly assembler for the copy module: functions over several imported memories, with SIMD.
+ * Just enough of a WebAssembly assembler for the packet path: functions over several imported memories, with SIMD.
  * @see WebAssembly core specification, binary format (§5), multi-memory and threads proposals
  */
 
@@ -42,15 +42,20 @@ export const op = {
   const: (n: number): Code => [0x41, ...sleb(n)],
   const64: (n: number): Code => [0x42, ...sleb(n)],
   eqz: [0x45] as Code,
+  eq: [0x46] as Code,
   ne: [0x47] as Code,
   ltS: [0x48] as Code,
   ltU: [0x49] as Code,
   gtU: [0x4b] as Code,
   geU: [0x4f] as Code,
+  clz: [0x67] as Code,
   add: [0x6a] as Code,
   sub: [0x6b] as Code,
   and: [0x71] as Code,
   or: [0x72] as Code,
+  xor: [0x73] as Code,
+  /** Takes a, b and an i32: a if that is not zero, else b. */
+  select: [0x1b] as Code,
   shl: [0x74] as Code,
   shl64: [0x86] as Code,
   or64: [0x84] as Code,
@@ -61,6 +66,10 @@ export const op = {
   load32: (mem: number, offset = 0): Code => [0x28, ...memarg(mem, offset)],
   load64: (mem: number, offset = 0): Code => [0x29, ...memarg(mem, offset)],
   load128: (mem: number, offset = 0): Code => [0xfd, 0x00, ...memarg(mem, offset)],
+  /** Takes a v128: word number `lane`. */
+  lane32: (lane: number): Code => [0xfd, 0x1b, lane],
+  /** Orders what follows behind it: sequentially consistent. */
+  atomicLoad16: (mem: number, offset = 0): Code => [0xfe, 0x13, 0x41, ...uleb(mem), ...uleb(offset)],
   store8: (mem: number, offset = 0): Code => [0x3a, ...memarg(mem, offset)],
   store16: (mem: number, offset = 0): Code => [0x3b, ...memarg(mem, offset)],
   store32: (mem: number, offset = 0): Code => [0x36, ...memarg(mem, offset)],

@@ -1,6 +1,6 @@
 /**
  * What the switch asks of a port, whatever is behind it. All calls come from the thread that owns the port, a burst at a time:
- * that thread's only one (virtqueue/burst.ts), which all its ports know.
+ * that thread's only one (virtio-net/burst.ts), which all its ports know.
  */
 
 export interface Port {
@@ -10,10 +10,10 @@ export interface Port {
   readonly counters: Float64Array;
   /** False while what is behind the port takes no frames. */
   readonly canTransmit: boolean;
-  /** Stage 1: fills the burst with what has arrived. @returns packets, 0 to 32 */
-  receive(): number;
+  /** Stage 1: fills the burst with what has arrived on queue `queue`. @returns packets, 0 to 32 */
+  receive(queue: number): number;
   /** Stage 3: sends packets list[from] … list[to − 1] of the burst. @returns how many were taken; the rest is dropped and counted */
   transmit(list: Int32Array, from: number, to: number): number;
-  /** Stage 4: the burst that `receive` filled has gone where it goes; its buffers go back. */
-  complete(): void;
+  /** Stage 4: the burst that `receive` filled from queue `queue` has gone where it goes; its buffers go back. */
+  complete(queue: number): void;
 }

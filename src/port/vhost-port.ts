@@ -1,24 +1,27 @@
 /**
- * A guest's network device as the lcore sees it: one TX and one RX virtqueue behind the Port contract.
+ * A guest's network device as the lcore sees it: its virtqueues behind the Port contract. Vring 2n receives and vring 2n + 1
+ * transmits for queue pair n (VIRTIO 1.2 §5.1.2), from the guest's side.
  */
-import type { AddressMap } from '../mem/address-map.ts';
+import { AddressMap } from '../mem/address-map.ts';
 import type { WindowViews } from '../mem/window.ts';
-import { PORT_SLOTS } from '../stats/counters.ts';
+import { PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
+import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import { NO_FD } from '../vhost/vhost-device.ts';
-import type { Burst } from '../virtio-net/burst.ts';
+import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { completeBurst, dequeueBurst } from '../virtio-net/dequeue.ts';
-import { DROP_FAULT, DROP_NO_BUFFER, DROP_TOO_BIG, type Enqueuer } from '../virtio-net/enqueue.ts';
+import { DROP_FAULT, DROP_MISS, DROP_NO_BUFFER, DROP_TOO_BIG, type Enqueuer } from '../virtio-net/enqueue.ts';
+import { NetVring } from '../virtio-net/net-vring.ts';
 import type { RingStage } from '../virtio-net/ring-stage.ts';
 import { FAULT_NONE, FAULTS } from '../virtqueue/fault.ts';
-import { SplitRing, type VringConfig } from '../virtqueue/split-ring.ts';
+import { PackedRing } from '../virtqueue/packed-ring.ts';
+import { SplitRing } from '../virtqueue/split-ring.ts';
+import type { Vring } from '../virtqueue/vring.ts';
+import { flowHash } from './flow-hash.ts';
 import type { Port } from './port.ts';
 
-/** A net device's vrings, by number (VIRTIO 1.2 §5.1.2). */
-const RX_VRING = 0;
-const TX_VRING = 1;
-
 const FAULT_SLOTS = FAULTS.map(({ name }) => PORT_SLOTS[`ring_fault_${name}` as keyof typeof PORT_SLOTS]);
+const TWO_32 = 2 ** 32;
 
 /** What the ports of one lcore share. */
 export interface PortTools {
@@ -30,19 +33,16 @@ export interface PortTools {
   readonly caller: Caller;
   /** Told once when a ring has been stopped for `fault`. */
   onFault(port: number, vring: number, fault: number): void;
+  /** Told when a ring waits for the translation of an I/O virtual address. */
+  onMiss(port: number, vring: number, iova: number, write: boolean): void;
 }
 
 /** A vring that has been started. */
-class StartedVring {
-  readonly ring: SplitRing;
+interface StartedVring {
+  readonly index: number;
+  readonly net: NetVring;
   readonly errFd: number;
   enabled: boolean;
-
-  constructor(config: VringConfig, map: AddressMap, { windows, caller }: PortTools) {
-    this.ring = new SplitRing(config.ring, map, windows, caller);
-    this.errFd = config.errFd;
-    this.enabled = config.enabled;
-  }
 }
 
 export class VhostPort implements Port {
@@ -50,10 +50,15 @@ export class VhostPort implements Port {
   readonly counters: Float64Array;
   readonly #tools: PortTools;
   #map: AddressMap | undefined;
-  readonly #vrings: (StartedVring | undefined)[] = [undefined, undefined];
-  /** the rings that may be used now: started, and not at fault */
-  #rx: StartedVring | undefined;
-  #tx: StartedVring | undefined;
+  /** by number */
+  readonly #vrings: (StartedVring | undefined)[] = [];
+  /** those that frames to the guest may be put into now: started, enabled, not at fault */
+  #rx: readonly StartedVring[] = [];
+  /** those that may be polled now, by pair: started, not at fault */
+  #tx: readonly (StartedVring | undefined)[] = [];
+  /** the packets of a burst by queue, where there are several */
+  readonly #queueOf = new Int32Array(BURST_SIZE);
+  readonly #list = new Int32Array(BURST_SIZE);
 
   constructor(id: number, counters: Float64Array, tools: PortTools) {
     this.id = id;
@@ -62,122 +67,176 @@ export class VhostPort implements Port {
   }
 
   get canTransmit(): boolean {
-    return this.#rx?.enabled === true;
+    return this.#rx.length > 0;
   }
 
-  /** The ring that a sleeping lcore waits for, while it is in use. */
-  get txRing(): SplitRing | undefined {
-    return this.#tx?.ring;
+  /** The pairs whose transmit queues may be polled now. */
+  get txQueues(): number[] {
+    return [...this.#tx.keys()].filter((pair) => this.#tx[pair] !== undefined);
+  }
+
+  /** The ring of a transmit queue that a sleeping lcore waits for, while it is in use. */
+  txRing(queue: number): Vring | undefined {
+    return this.#tx[queue]?.net.ring;
   }
 
   /** New guest memory. Started rings go on in it; their own places have not moved. */
-  setMemory(map: AddressMap): void {
-    this.#map = map;
-    for (const vring of this.#vrings) if (vring !== undefined) vring.ring.map = map;
+  setMemory({ chunks, iotlb }: DeviceMemory): void {
+    this.#map = new AddressMap(chunks, iotlb);
+    for (const vring of this.#vrings) {
+      if (vring === undefined) continue;
+      vring.net.ring.map = this.#map;
+      vring.net.waiting = false;
+    }
   }
 
-  /** Starts a stopped vring. `setMemory` has come before. */
-  startVring(vring: number, config: VringConfig): void {
-    this.#vrings[vring] = new StartedVring(config, this.#map as AddressMap, this.#tools);
+  /** Starts a stopped vring, which counts into `counters` (VRING_SLOTS). `setMemory` has come before. */
+  startVring(index: number, { ring: config, features, enabled, errFd }: VringConfig, counters: Float64Array): void {
+    const { windows, caller } = this.#tools;
+    const Ring = config.format === 'packed' ? PackedRing : SplitRing;
+    const ring = new Ring(config, this.#map as AddressMap, windows, caller);
+    this.#vrings[index] = { index, net: new NetVring(ring, features, counters), errFd, enabled };
     this.#choose();
   }
 
-  /** Stops a vring. @returns the index of the next available entry, or undefined if it was not started. */
-  stopVring(vring: number): number | undefined {
-    const base = this.#vrings[vring]?.ring.nextAvail;
-    this.#vrings[vring] = undefined;
+  /** Stops a vring. @returns where it stands, or undefined if it was not started. */
+  stopVring(index: number): number | undefined {
+    const base = this.#vrings[index]?.net.ring.base;
+    this.#vrings[index] = undefined;
     this.#choose();
     return base;
   }
 
-  enableVring(vring: number, enabled: boolean): void {
-    const started = this.#vrings[vring];
+  enableVring(index: number, enabled: boolean): void {
+    const started = this.#vrings[index];
     if (started !== undefined) started.enabled = enabled;
+    this.#choose();
   }
 
   /** Replaces a started vring's call eventfd. */
-  setCall(vring: number, fd: number): void {
-    const ring = this.#vrings[vring]?.ring;
+  setCall(index: number, fd: number): void {
+    const ring = this.#vrings[index]?.net.ring;
     if (ring !== undefined) ring.callFd = fd;
   }
 
   #choose(): void {
-    const usable = (vring: StartedVring | undefined) => (vring?.ring.fault === FAULT_NONE ? vring : undefined);
-    this.#rx = usable(this.#vrings[RX_VRING]);
-    this.#tx = usable(this.#vrings[TX_VRING]);
+    const usable = this.#vrings.map((vring) => (vring?.net.ring.fault === FAULT_NONE ? vring : undefined));
+    this.#rx = usable.filter(
+      (vring, index) => index % 2 === 0 && vring !== undefined && vring.enabled,
+    ) as StartedVring[];
+    this.#tx = usable.filter((_, index) => index % 2 === 1);
   }
 
-  receive(): number {
+  receive(queue: number): number {
     const { burst } = this.#tools.ringStage;
-    const tx = this.#tx;
-    if (tx === undefined) {
+    const tx = this.#tx[queue];
+    if (tx === undefined || tx.net.waiting) {
       burst.count = 0;
       return 0;
     }
-    const n = dequeueBurst(tx.ring, this.#tools.ringStage);
+    const { net } = tx;
+    const n = dequeueBurst(net, this.#tools.ringStage);
     if (n > 0) {
-      this.#count(burst, n);
-      if (!tx.enabled) this.#throwAway(burst, n);
+      this.counters[PORT_SLOTS.tx_packets] += n;
+      this.counters[PORT_SLOTS.tx_bytes] += net.bytes;
+      if (!tx.enabled) this.#throwAway(queue, n);
     }
-    if (tx.ring.fault !== FAULT_NONE) this.#stopFaulty(TX_VRING, tx);
+    if (net.ring.fault !== FAULT_NONE) this.#stopFaulty(tx);
+    if (net.waiting) this.#tellMiss(tx);
     return burst.count;
   }
 
-  #count(burst: Burst, n: number): void {
-    let bytes = 0;
-    for (let i = 0; i < n; i++) bytes += burst.len[i];
-    this.counters[PORT_SLOTS.tx_packets] += n;
-    this.counters[PORT_SLOTS.tx_bytes] += bytes;
-  }
-
   /** What a disabled ring sends is taken and goes nowhere (vhost-user specification, "Ring states"). */
-  #throwAway(burst: Burst, n: number): void {
+  #throwAway(queue: number, n: number): void {
     this.counters[PORT_SLOTS.tx_drop_disabled] += n;
-    this.complete();
-    burst.count = 0;
+    this.complete(queue);
+    this.#tools.ringStage.burst.count = 0;
   }
 
   transmit(list: Int32Array, from: number, to: number): number {
-    const { counters } = this;
     const rx = this.#rx;
-    if (rx === undefined || !rx.enabled) {
-      counters[PORT_SLOTS.rx_drop_not_ready] += to - from;
+    if (rx.length === 1) return this.#transmitTo(rx[0], list, from, to);
+    if (rx.length > 1) return this.#spread(rx, list, from, to);
+    this.counters[PORT_SLOTS.rx_drop_not_ready] += to - from;
+    return 0;
+  }
+
+  /** Sends each packet to its flow's queue, in order. */
+  #spread(rx: readonly StartedVring[], list: Int32Array, from: number, to: number): number {
+    const { ringStage, windows } = this.#tools;
+    const queueOf = this.#queueOf;
+    const mine = this.#list;
+    const n = to - from;
+    for (let i = 0; i < n; i++) queueOf[i] = flowHash(ringStage.burst, list[from + i], windows) % rx.length;
+    let delivered = 0;
+    for (let i = 0; i < n; i++) {
+      const queue = queueOf[i];
+      if (queue < 0) continue;
+      let count = 0;
+      for (let k = i; k < n; k++) {
+        if (queueOf[k] !== queue) continue;
+        mine[count++] = list[from + k];
+        queueOf[k] = -1;
+      }
+      delivered += this.#transmitTo(rx[queue], mine, 0, count);
+    }
+    return delivered;
+  }
+
+  #transmitTo(rx: StartedVring, list: Int32Array, from: number, to: number): number {
+    const { counters } = this;
+    const { enqueuer } = this.#tools;
+    const { net } = rx;
+    if (net.waiting) {
+      counters[PORT_SLOTS.rx_drop_iotlb_miss] += to - from;
       return 0;
     }
-    const { enqueuer } = this.#tools;
-    const delivered = enqueuer.enqueue(rx.ring, list, from, to);
-    counters[PORT_SLOTS.rx_packets] += delivered;
-    counters[PORT_SLOTS.rx_bytes] += enqueuer.bytes;
+    const delivered = enqueuer.enqueue(net, list, from, to);
+    counters[PORT_SLOTS.rx_packets] += net.packets;
+    counters[PORT_SLOTS.rx_bytes] += net.bytes;
     if (delivered < to - from) {
       counters[PORT_SLOTS.rx_drop_no_buffer] += enqueuer.drops[DROP_NO_BUFFER];
       counters[PORT_SLOTS.rx_drop_too_big] += enqueuer.drops[DROP_TOO_BIG];
       counters[PORT_SLOTS.rx_drop_fault] += enqueuer.drops[DROP_FAULT];
-      if (rx.ring.fault !== FAULT_NONE) this.#stopFaulty(RX_VRING, rx);
+      counters[PORT_SLOTS.rx_drop_iotlb_miss] += enqueuer.drops[DROP_MISS];
+      if (net.ring.fault !== FAULT_NONE) this.#stopFaulty(rx);
+      else if (enqueuer.drops[DROP_MISS] > 0) this.#tellMiss(rx);
     }
-    this.#countCalls(rx.ring);
+    this.#countCalls(net);
     return delivered;
   }
 
-  complete(): void {
-    const ring = this.#vrings[TX_VRING]?.ring;
-    if (ring === undefined) return;
-    completeBurst(ring, this.#tools.ringStage);
-    this.#countCalls(ring);
+  complete(queue: number): void {
+    const vring = this.#vrings[2 * queue + 1];
+    if (vring === undefined) return;
+    completeBurst(vring.net, this.#tools.ringStage);
+    this.#countCalls(vring.net);
   }
 
-  #countCalls(ring: SplitRing): void {
+  #countCalls({ ring, counters }: NetVring): void {
     this.counters[PORT_SLOTS.calls] += ring.calls;
     this.counters[PORT_SLOTS.calls_suppressed] += ring.callsSuppressed;
     this.counters[PORT_SLOTS.calls_failed] += ring.callsFailed;
+    counters[VRING_SLOTS.guest_notifications] += ring.calls;
+    counters[VRING_SLOTS.guest_notifications_suppressed] += ring.callsSuppressed;
+    counters[VRING_SLOTS.guest_notifications_error] += ring.callsFailed;
     ring.calls = 0;
     ring.callsSuppressed = 0;
     ring.callsFailed = 0;
   }
 
-  #stopFaulty(vring: number, { ring, errFd }: StartedVring): void {
-    this.counters[FAULT_SLOTS[ring.fault]]++;
+  #tellMiss({ index, net }: StartedVring): void {
+    const { ring, counters } = net;
+    net.waiting = true;
+    counters[VRING_SLOTS.iotlb_misses]++;
+    this.#tools.onMiss(this.id, index, (ring.missHi >>> 0) * TWO_32 + (ring.missLo >>> 0), ring.missWrite);
+  }
+
+  #stopFaulty({ index, net, errFd }: StartedVring): void {
+    const { fault } = net.ring;
+    this.counters[FAULT_SLOTS[fault]]++;
     this.#choose();
     if (errFd !== NO_FD) this.#tools.caller.call(errFd);
-    this.#tools.onFault(this.id, vring, ring.fault);
+    this.#tools.onFault(this.id, index, fault);
   }
 }

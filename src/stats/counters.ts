@@ -38,7 +38,29 @@ const PORT_COUNTERS = {
   ring_fault_zero_length: 'rings stopped: a descriptor of length zero',
   ring_fault_direction: 'rings stopped: a write-only descriptor to read, or the other way round',
   ring_fault_indirect: 'rings stopped: a malformed or nested indirect table',
+  tx_drop_bad_offload: 'frames whose header asks for an offload that makes no sense or was not negotiated',
+  rx_drop_iotlb_miss: 'frames lost while a translation was missing',
   ring_fault_no_header: 'rings stopped: a chain shorter than the packet header',
+} as const;
+
+/** A vring's counters, under DPDK's names. The sizes come first, in the order of the burst's tally. */
+const VRING_COUNTERS = {
+  undersize_packets: 'frames shorter than 64 bytes',
+  size_64_packets: 'frames of 64 bytes',
+  size_65_127_packets: 'frames of 65 to 127 bytes',
+  size_128_255_packets: 'frames of 128 to 255 bytes',
+  size_256_511_packets: 'frames of 256 to 511 bytes',
+  size_512_1023_packets: 'frames of 512 to 1023 bytes',
+  size_1024_1518_packets: 'frames of 1024 to 1518 bytes',
+  size_1519_max_packets: 'longer frames',
+  good_packets: 'frames taken from the ring, or delivered to it',
+  good_bytes: 'their bytes',
+  multicast_packets: 'of these, to multicast addresses',
+  broadcast_packets: 'of these, to the broadcast address',
+  guest_notifications: 'notifications sent to the guest',
+  guest_notifications_suppressed: 'notifications that the guest did not want',
+  guest_notifications_error: 'notifications that its eventfd did not take',
+  iotlb_misses: 'times the ring waited for a translation',
 } as const;
 
 /** An lcore's counters. */
@@ -59,6 +81,9 @@ function slots<Name extends string>(help: Record<Name, string>): SlotTable<Name>
 export type PortCounter = keyof typeof PORT_COUNTERS;
 export const PORT_COUNTER_HELP: Readonly<Record<PortCounter, string>> = PORT_COUNTERS;
 export const PORT_SLOTS = slots(PORT_COUNTERS);
+export type VringCounter = keyof typeof VRING_COUNTERS;
+export const VRING_COUNTER_HELP: Readonly<Record<VringCounter, string>> = VRING_COUNTERS;
+export const VRING_SLOTS = slots(VRING_COUNTERS);
 export const LCORE_SLOTS = slots(LCORE_COUNTERS);
 
 /** A fresh block of zeros for the table's counters. */

@@ -5,7 +5,6 @@
  * A packet is a run of segments in one source window or several; its bytes stay where the source has them until the
  * destination's copy. Stage 1 fills everything but `dest`, stage 2 fills `dest`.
  */
-
 import { MAX_SEGMENTS, SegmentList } from '../virtqueue/segments.ts';
 
 export const BURST_SIZE = 32;
@@ -17,6 +16,17 @@ export const MAX_FRAME_BYTES = 9728;
 export const FRONT_WORDS = 4;
 export const FRONT_BYTES = 4 * FRONT_WORDS;
 
+/** Words of each packet's virtio_net_hdr. */
+export const HEADER_WORDS = 4;
+export const HEADER_BYTES = 4 * HEADER_WORDS;
+
+/** Words of the tally: packets by size as in TALLY_SIZES, then those to group addresses, broadcast ones, and bytes of all. */
+export const TALLY_SIZES = 8;
+export const TALLY_GROUP = TALLY_SIZES;
+export const TALLY_BROADCAST = TALLY_SIZES + 1;
+export const TALLY_BYTES = TALLY_SIZES + 2;
+export const TALLY_WORDS = TALLY_SIZES + 3;
+
 /** Where the arrays lie in scratch memory, bytes. */
 export const SCRATCH = (() => {
   let end = 0;
@@ -27,7 +37,10 @@ export const SCRATCH = (() => {
   };
   return {
     front: words(FRONT_WORDS * BURST_SIZE),
-    head: words(BURST_SIZE),
+    header: words(HEADER_WORDS * BURST_SIZE),
+    needs: words(BURST_SIZE),
+    id: words(BURST_SIZE),
+    slots: words(BURST_SIZE),
     first: words(BURST_SIZE + 1),
     len: words(BURST_SIZE),
     delivered: words(BURST_SIZE),
@@ -36,7 +49,7 @@ export const SCRATCH = (() => {
     segOff: words(MAX_SEGMENTS),
     segLen: words(MAX_SEGMENTS),
     copies: words(3 * BURST_SIZE),
-    bytes: words(1),
+    tally: words(TALLY_WORDS),
   } as const;
 })();
 
@@ -51,16 +64,38 @@ export class Burst {
   /** the first 16 bytes of each packet, four words; what a shorter one lacks is zero */
   readonly front: Int32Array;
   readonly frontBytes: Uint8Array;
-  /** descriptor heads, which the source ring gets back when the burst is complete */
-  readonly head: Int32Array;
+  /** the packets' headers as the source has them, with HEADER_BYTES each, of those that need something; of others they mean nothing */
+  readonly header: DataView;
+  readonly headerBytes: Uint8Array;
+  /** what each packet needs of its receiver: NEED_… of `offload.ts`, 0 for nothing */
+  readonly needs: Int32Array;
+  /** what the source ring gets back when the burst is complete: each packet's chain, and the slots it takes */
+  readonly id: Int32Array;
+  readonly slots: Int32Array;
+  /** slots of all packets */
+  slotCount = 0;
   /** where each packet goes: a port number, or one of the negative DEST_ codes of the switch */
   readonly dest = new Int32Array(BURST_SIZE);
   /** how many ports have taken each packet */
   readonly delivered: Int32Array;
   /** the packets being enqueued at one port */
   readonly list: Int32Array;
-  /** one word: payload bytes of the packets that the last `fill` copied */
-  readonly bytes: Int32Array;
+  /** what the packets taken, or delivered, since it was cleared add to a vring's counters */
+  readonly tally: Int32Array;
+
+  /** Makes the burst one frame, which lies in one piece and asks nothing of its receiver. */
+  putOne(window: number, off: number, frame: Uint8Array): void {
+    const { segments } = this;
+    segments.count = 0;
+    segments.push(window, off, frame.length);
+    this.first[0] = 0;
+    this.first[1] = 1;
+    this.len[0] = frame.length;
+    this.needs[0] = 0;
+    this.frontBytes.fill(0, 0, FRONT_BYTES);
+    this.frontBytes.set(frame.subarray(0, FRONT_BYTES));
+    this.count = 1;
+  }
 
   /** @param scratch memory for the arrays, a page at least */
   constructor(scratch: ArrayBuffer) {
@@ -71,9 +106,13 @@ export class Burst {
     this.len = words(SCRATCH.len, BURST_SIZE);
     this.front = words(SCRATCH.front, FRONT_WORDS * BURST_SIZE);
     this.frontBytes = new Uint8Array(scratch, SCRATCH.front, FRONT_BYTES * BURST_SIZE);
-    this.head = words(SCRATCH.head, BURST_SIZE);
+    this.header = new DataView(scratch, SCRATCH.header, HEADER_BYTES * BURST_SIZE);
+    this.headerBytes = new Uint8Array(scratch, SCRATCH.header, HEADER_BYTES * BURST_SIZE);
+    this.needs = words(SCRATCH.needs, BURST_SIZE);
+    this.id = words(SCRATCH.id, BURST_SIZE);
+    this.slots = words(SCRATCH.slots, BURST_SIZE);
     this.delivered = words(SCRATCH.delivered, BURST_SIZE);
     this.list = words(SCRATCH.list, BURST_SIZE);
-    this.bytes = words(SCRATCH.bytes, 1);
+    this.tally = words(SCRATCH.tally, TALLY_WORDS);
   }
 }

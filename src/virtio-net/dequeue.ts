@@ -3,69 +3,90 @@
  * back.
  */
 
-import { appendChain, CHAIN_FULL } from '../virtqueue/chain.ts';
-import { FAULT_CHAIN_LOOP, FAULT_HEAD_RANGE, FAULT_NO_HEADER } from '../virtqueue/fault.ts';
-import type { SplitRing } from '../virtqueue/split-ring.ts';
-import { BURST_SIZE, type Burst, FRONT_BYTES } from './burst.ts';
+import type { WindowViews } from '../mem/window.ts';
+import { CHAIN_FULL, CHAIN_MISS } from '../virtqueue/chain.ts';
+import { FAULT_CHAIN_LOOP, FAULT_NO_HEADER } from '../virtqueue/fault.ts';
+import type { SegmentList } from '../virtqueue/segments.ts';
+import { BURST_SIZE, type Burst, FRONT_BYTES, HEADER_BYTES } from './burst.ts';
+import type { NetVring } from './net-vring.ts';
 import type { RingStage } from './ring-stage.ts';
+import { tallyPacket } from './tally.ts';
 
 /**
- * Fills the stage's burst from the ring, without the device headers. A malformed chain sets `ring.fault` and ends the burst
- * before it. The heads stay the device's until `completeBurst`.
+ * Fills the stage's burst from the vring, without the device headers. A malformed chain sets `ring.fault` and ends the burst
+ * before it; one with a translation missing ends it too, and `vring.waiting` is set. The chains stay the device's until
+ * `completeBurst`.
  * @returns packets taken, 0 to 32
  */
-export function dequeueBurst(ring: SplitRing, stage: RingStage): number {
+export function dequeueBurst(vring: NetVring, stage: RingStage): number {
+  const { ring } = vring;
   const { burst } = stage;
   burst.segments.count = 0;
   burst.count = 0;
   const ready = ring.refresh();
   if (ready === 0) return 0;
   const n = Math.min(ready, BURST_SIZE);
-  let i = stage.take(ring, 0, n);
-  while (i < n && takeAny(ring, burst, i)) i = i + 1 < n ? stage.take(ring, i + 1, n) : n;
+  let i = stage.take(vring, 0, n, 0);
+  let ahead = i;
+  while (i < n && takeAny(vring, burst, i, ahead)) {
+    ahead += ring.chainSlots;
+    const from = ++i;
+    if (from < n) i = stage.take(vring, from, n, ahead);
+    ahead += i - from;
+  }
   burst.first[i] = burst.segments.count;
   burst.count = i;
-  ring.take(i);
+  burst.slotCount = ahead;
+  vring.count(burst.tally);
   return i;
 }
 
-/** Takes packet `i`, whose head has been read, whatever its layout. @returns false if the burst ends before it */
-function takeAny(ring: SplitRing, burst: Burst, i: number): boolean {
+/** Takes packet `i`, whatever its layout, from the slot `ahead`. @returns false if the burst ends before it */
+function takeAny(vring: NetVring, burst: Burst, i: number, ahead: number): boolean {
+  const { ring, headerLen } = vring;
   const { segments } = burst;
   const from = segments.count;
-  if (burst.head[i] >= ring.num) {
-    ring.fault = FAULT_HEAD_RANGE;
-    return false;
-  }
-  const total = appendChain(ring, burst.head[i], 0, segments);
-  if (total < ring.headerLen) {
+  const total = ring.chainAt(ahead, 0, segments);
+  if (total < headerLen) {
     if (total >= 0) ring.fault = FAULT_NO_HEADER;
     else if (total === CHAIN_FULL && i === 0) ring.fault = FAULT_CHAIN_LOOP;
+    else if (total === CHAIN_MISS) vring.waiting = i === 0;
     segments.count = from;
     return false;
   }
-  skipHeader(burst, from, ring.headerLen);
+  burst.id[i] = ring.chainId;
+  burst.slots[i] = ring.chainSlots;
+  gather(ring.windows, segments, from, burst.headerBytes, HEADER_BYTES * i, headerLen);
+  skipHeader(segments, from, headerLen);
   burst.first[i] = from;
-  burst.len[i] = total - ring.headerLen;
-  gatherFront(ring, burst, i);
+  burst.len[i] = total - headerLen;
+  gather(ring.windows, segments, from, burst.frontBytes, FRONT_BYTES * i, FRONT_BYTES);
+  tallyPacket(burst, i, total - headerLen);
+  vring.readHeader(burst, i);
   return true;
 }
 
-/** The front of packet `i`, the last in the burst so far, from however many segments it lies in. */
-function gatherFront({ windows }: SplitRing, { segments, first, frontBytes }: Burst, i: number): void {
-  const end = FRONT_BYTES * (i + 1);
-  let at = FRONT_BYTES * i;
-  for (let s = first[i]; s < segments.count && at < end; s++) {
+/** Copies the first `len` bytes of the last packet, whose segments begin at `from`, to `out` at `at`; what it lacks is zero. */
+function gather(
+  windows: readonly WindowViews[],
+  segments: SegmentList,
+  from: number,
+  out: Uint8Array,
+  at: number,
+  len: number,
+): void {
+  const end = at + len;
+  for (let s = from; s < segments.count && at < end; s++) {
     const { u8 } = windows[segments.window[s]];
+    const off = segments.off[s];
     const n = Math.min(segments.len[s], end - at);
-    for (let k = 0; k < n; k++) frontBytes[at++] = u8[segments.off[s] + k];
+    for (let k = 0; k < n; k++) out[at++] = u8[off + k];
   }
-  while (at < end) frontBytes[at++] = 0;
+  while (at < end) out[at++] = 0;
 }
 
 /** Takes `headerLen` bytes off the front of the packet whose segments begin at `from`; some may become empty and are closed up. */
-function skipHeader(burst: Burst, from: number, headerLen: number): void {
-  const { segments } = burst;
+function skipHeader(segments: SegmentList, from: number, headerLen: number): void {
   let left = headerLen;
   let empty = 0;
   while (from + empty < segments.count && left >= segments.len[from + empty]) {
@@ -86,8 +107,9 @@ function skipHeader(burst: Burst, from: number, headerLen: number): void {
 }
 
 /** Stage 4: gives all of the burst's chains back to the driver, in order, and notifies it once. */
-export function completeBurst(ring: SplitRing, stage: RingStage): void {
-  stage.complete(ring);
-  ring.publish(stage.burst.count);
+export function completeBurst(vring: NetVring, stage: RingStage): void {
+  const { ring } = vring;
+  stage.complete(vring);
+  ring.publish(stage.burst.slotCount, false);
   ring.notify();
 }

@@ -5,12 +5,13 @@
 import { CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { VRING_DESC_F_WRITE } from '../uapi/virtio-ring.ts';
-import { appendChain, CHAIN_FULL } from '../virtqueue/chain.ts';
-import { FAULT_CHAIN_LOOP, FAULT_HEAD_RANGE, FAULT_NONE } from '../virtqueue/fault.ts';
-import { MAX_SEGMENTS, SegmentList } from '../virtqueue/segments.ts';
-import type { SplitRing } from '../virtqueue/split-ring.ts';
-import type { Burst } from './burst.ts';
+import { CHAIN_FULL, CHAIN_MISS, CHAIN_NONE } from '../virtqueue/chain.ts';
+import { FAULT_CHAIN_LOOP, FAULT_NONE } from '../virtqueue/fault.ts';
+import { SegmentList } from '../virtqueue/segments.ts';
+import { type Burst, HEADER_BYTES } from './burst.ts';
+import type { NetVring } from './net-vring.ts';
 import type { RingStage } from './ring-stage.ts';
+import { tallyPacket } from './tally.ts';
 
 /** Chains that one mergeable packet may take; more is a buffer too small to be useful. */
 const MAX_BUFFERS = 256;
@@ -19,6 +20,11 @@ const MAX_BUFFERS = 256;
 export const DROP_NO_BUFFER = 0;
 export const DROP_TOO_BIG = 1;
 export const DROP_FAULT = 2;
+export const DROP_MISS = 3;
+const DROPS = 4;
+
+const DELIVERED = -1;
+const NUM_BUFFERS = 10;
 
 /** A thread's means to enqueue packets of its burst: scratch that is made once, and what the last call did. */
 export class Enqueuer {
@@ -26,15 +32,18 @@ export class Enqueuer {
   readonly #copyStage = new CopyStage();
   readonly #windows: readonly WindowViews[];
   readonly #buffers = new SegmentList();
+  /** the chains that hold the packet at hand: what their used elements say, and the slots they take */
+  readonly #chainId = new Int32Array(MAX_BUFFERS);
+  readonly #chainLen = new Int32Array(MAX_BUFFERS);
+  readonly #chainSlots = new Int32Array(MAX_BUFFERS);
+  readonly #header = new Uint8Array(HEADER_BYTES);
   /** packets not delivered by the last call, by reason */
-  readonly drops = new Int32Array(3);
-  /** bytes delivered by the last call, headers not counted */
-  bytes = 0;
+  readonly drops = new Int32Array(DROPS);
   /** entries waiting in the copy list, and the windows they go between */
   #entries = 0;
   #src = -1;
   #dst = -1;
-  /** used entries filled but not published */
+  /** slots filled but not published */
   #filled = 0;
   /** the ring has been looked at again for want of buffers: once a call is enough */
   #looked = false;
@@ -46,56 +55,61 @@ export class Enqueuer {
   }
 
   /**
-   * Delivers packets `list[from]` … `list[to − 1]` of the burst, at most 32, to the ring, in that order. A packet that finds no buffer
-   * or does not fit is dropped and counted; a malformed chain sets `ring.fault`, and the rest is dropped.
-   * @returns packets delivered
+   * Delivers packets `list[from]` … `list[to − 1]` of the burst, at most 32, to the vring, in that order. A packet that finds no
+   * buffer or does not fit is dropped and counted; a malformed chain sets `ring.fault`, and the rest is dropped.
+   * @returns packets delivered; `vring.packets` and `vring.bytes` say what that came to
    */
-  enqueue(ring: SplitRing, list: Int32Array, from: number, to: number): number {
+  enqueue(vring: NetVring, list: Int32Array, from: number, to: number): number {
     const { burst } = this.#ringStage;
+    const { ring } = vring;
     const n = to - from;
     for (let i = 0; i < n; i++) burst.list[i] = list[from + i];
-    this.drops[DROP_NO_BUFFER] = 0;
-    this.drops[DROP_TOO_BIG] = 0;
-    this.drops[DROP_FAULT] = 0;
-    this.bytes = 0;
+    this.drops.fill(0);
     this.#filled = 0;
     this.#looked = ring.ready < n;
     if (this.#looked) ring.refresh();
     let delivered = 0;
     let i = 0;
     while (i < n) {
-      const plain = this.#fillPlain(ring, burst, i, n);
+      const plain = this.#fillPlain(vring, burst, i, n);
       delivered += plain - i;
       i = plain;
       if (i === n) break;
       const packet = burst.list[i++];
-      const status = this.#fillAny(ring, burst, packet);
+      const status = this.#fillAny(vring, burst, packet);
       if (status >= 0) this.drops[status]++;
       else {
         burst.delivered[packet]++;
-        this.bytes += burst.len[packet];
         delivered++;
       }
     }
     this.#flush();
+    vring.count(burst.tally);
     if (this.#filled > 0) {
-      ring.take(this.#filled);
-      ring.publish(this.#filled);
+      ring.publish(this.#filled, true);
       ring.notify();
     }
     return delivered;
   }
 
   /** Delivers packets from list[from] on that go the plain way. @returns the first that does not, or `n` */
-  #fillPlain(ring: SplitRing, burst: Burst, from: number, n: number): number {
+  #fillPlain(vring: NetVring, burst: Burst, from: number, n: number): number {
+    const { ring } = vring;
     const end = Math.min(n, from + ring.ready - this.#filled);
     if (from >= end || ring.fault !== FAULT_NONE) return from;
     const src = this.#windows[burst.segments.window[burst.first[burst.list[from]]]];
     if (src === undefined) return from;
-    const to = this.#ringStage.fill(ring, src, from, end, this.#filled);
+    const to = this.#ringStage.fill(vring, src, from, end, this.#filled);
     this.#filled += to - from;
-    this.bytes += burst.bytes[0];
     return to;
+  }
+
+  /** Delivers one packet of any kind. @returns DELIVERED, or the DROP_ reason */
+  #fillAny(vring: NetVring, burst: Burst, packet: number): number {
+    const { first, len, segments } = burst;
+    const status = this.#fillFrame(vring, segments, first[packet], first[packet + 1], len[packet]);
+    if (status === DELIVERED) tallyPacket(burst, packet, len[packet]);
+    return status;
   }
 
   /** Makes copies go from window `src` to window `dst` from now on. */
@@ -123,62 +137,79 @@ export class Enqueuer {
   }
 
   /**
-   * Delivers one packet of any number of pieces into chains of any layout, several where the ring is mergeable.
-   * @returns −1 when delivered, else the DROP_ reason; the driver's buffers are then as they were
+   * Delivers one frame, `segments` from `first` to `end` − 1, into chains of any layout, several where the ring is mergeable; in
+   * front of it what `#header` holds. @returns DELIVERED, or the DROP_ reason; the driver's buffers are then as they were
    */
-  #fillAny(ring: SplitRing, burst: Burst, packet: number): number {
+  #fillFrame(vring: NetVring, segments: SegmentList, first: number, end: number, len: number): number {
+    const { ring, headerLen, mergeable } = vring;
     if (ring.fault !== FAULT_NONE) return DROP_FAULT;
-    const need = burst.len[packet] + ring.headerLen;
+    const need = len + headerLen;
     const buffers = this.#buffers;
     buffers.count = 0;
     let got = 0;
     let chains = 0;
+    let slots = 0;
     while (got < need) {
-      const entry = this.#filled + chains;
-      if (entry >= ring.ready && !this.#looked) {
-        this.#looked = true;
-        ring.refresh();
-      }
-      if (entry >= ring.ready) return ring.fault === FAULT_NONE ? DROP_NO_BUFFER : DROP_FAULT;
-      const head = ring.headAt(entry);
-      if (head >= ring.num) {
-        ring.fault = FAULT_HEAD_RANGE;
-        return DROP_FAULT;
-      }
-      const bytes = appendChain(ring, head, VRING_DESC_F_WRITE, buffers);
-      if (bytes < 0) {
-        if (bytes === CHAIN_FULL && chains === 0) ring.fault = FAULT_CHAIN_LOOP;
-        return bytes === CHAIN_FULL && chains > 0 ? DROP_TOO_BIG : DROP_FAULT;
-      }
-      if (chains === 0 && bytes < ring.headerLen) return DROP_TOO_BIG;
-      if (bytes < need && !ring.mergeable) return DROP_TOO_BIG;
+      const bytes = this.#chainAt(vring, this.#filled + slots);
+      if (bytes < 0) return this.#dropReason(vring, bytes, chains);
+      if (chains === 0 && bytes < headerLen) return DROP_TOO_BIG;
+      if (bytes < need && !mergeable) return DROP_TOO_BIG;
       if (chains === MAX_BUFFERS) return DROP_TOO_BIG;
-      ring.putUsed(entry, head, Math.min(bytes, need - got));
+      this.#chainId[chains] = ring.chainId;
+      this.#chainLen[chains] = Math.min(bytes, need - got);
+      this.#chainSlots[chains] = ring.chainSlots;
+      slots += ring.chainSlots;
       got += bytes;
       chains++;
     }
-    this.#scatter(ring, burst, packet, chains);
-    this.#filled += chains;
-    return -1;
+    this.#scatter(segments, first, end, headerLen, chains);
+    let ahead = this.#filled;
+    for (let c = 0; c < chains; c++) {
+      ring.putUsed(ahead, this.#chainId[c], this.#chainLen[c]);
+      ahead += this.#chainSlots[c];
+    }
+    this.#filled = ahead;
+    return DELIVERED;
   }
 
-  /** Writes the header and the packet's pieces over the buffers listed in `#buffers`, which hold all of it. */
-  #scatter(ring: SplitRing, burst: Burst, packet: number, chains: number): void {
-    const { segments } = burst;
+  /** As Vring.chainAt, looking for more buffers once. */
+  #chainAt({ ring }: NetVring, ahead: number): number {
+    if (ahead >= ring.ready && !this.#looked) {
+      this.#looked = true;
+      ring.refresh();
+    }
+    return ring.fault === FAULT_NONE ? ring.chainAt(ahead, VRING_DESC_F_WRITE, this.#buffers) : CHAIN_NONE;
+  }
+
+  /** Why a packet that has `chains` chains already gets no more. */
+  #dropReason({ ring }: NetVring, status: number, chains: number): number {
+    if (status === CHAIN_MISS) return DROP_MISS;
+    if (status === CHAIN_FULL) {
+      if (chains > 0) return DROP_TOO_BIG;
+      ring.fault = FAULT_CHAIN_LOOP;
+    }
+    return ring.fault === FAULT_NONE ? DROP_NO_BUFFER : DROP_FAULT;
+  }
+
+  /** Writes the header and the frame's pieces over the buffers listed in `#buffers`, which hold all of it. */
+  #scatter(segments: SegmentList, first: number, end: number, headerLen: number, chains: number): void {
     const buffers = this.#buffers;
+    const header = this.#header;
+    header[NUM_BUFFERS] = chains & 0xff;
+    header[NUM_BUFFERS + 1] = chains >> 8;
     let b = 0;
     let room = buffers.len[0];
     let off = buffers.off[0];
-    for (let i = 0; i < ring.headerLen; i++) {
+    for (let i = 0; i < headerLen; i++) {
       while (room === 0) {
         b++;
         room = buffers.len[b];
         off = buffers.off[b];
       }
-      this.#windows[buffers.window[b]].u8[off++] = headerByte(i, chains);
+      this.#windows[buffers.window[b]].u8[off++] = header[i];
       room--;
     }
-    for (let s = burst.first[packet]; s < burst.first[packet + 1]; s++) {
+    for (let s = first; s < end; s++) {
       let from = segments.off[s];
       let left = segments.len[s];
       while (left > 0) {
@@ -196,10 +227,4 @@ export class Enqueuer {
       }
     }
   }
-}
-
-/** Byte `i` of a header that asks nothing of the driver, for a packet in `chains` chains. */
-function headerByte(i: number, chains: number): number {
-  if (i === 10) return chains & 0xff;
-  return i === 11 ? chains >> 8 : 0;
 }

@@ -1,9 +1,8 @@
 /**
- * Walking a descriptor chain of any layout: the general path, for what the fast paths of dequeue and enqueue pass on.
+ * Walking descriptor chains of any layout: the general path, for what the fast paths of the devices pass on.
  * Every descriptor is read once; what was read is checked, and used from the copy.
- * @see VIRTIO 1.2 §2.7.5, §2.7.5.3
+ * @see VIRTIO 1.2 §2.7.5, §2.8.6–2.8.8
  */
-import type { AddressMap } from '../mem/address-map.ts';
 import {
   VIRTQ_MAX_SIZE,
   VRING_DESC,
@@ -20,74 +19,57 @@ import {
   FAULT_ZERO_LENGTH,
 } from './fault.ts';
 import { MAX_SEGMENTS, type SegmentList } from './segments.ts';
-import type { SplitRing } from './split-ring.ts';
+import type { Vring } from './vring.ts';
 
 /** The list has no room for the chain; the ring is as it was. */
 export const CHAIN_FULL = -1;
 /** The chain is malformed: `ring.fault` says how. */
 export const CHAIN_FAULT = -2;
+/** There is no chain in that slot yet. */
+export const CHAIN_NONE = -3;
+/** A translation is missing, and may come: `ring.missLo` and `missHi` say which. */
+export const CHAIN_MISS = -4;
 
-function fault(ring: SplitRing, code: number): number {
+/** A chain of more bytes than a 32-bit used length can tell is malformed (§2.7.5). */
+export const MAX_CHAIN_BYTES = 2 ** 31 - 1;
+
+export function chainFault(ring: Vring, code: number): number {
   ring.fault = code;
   return CHAIN_FAULT;
 }
 
-/**
- * Appends the memory of the chain that begins at descriptor `head` (in range) to `out`.
- * @param direction VRING_DESC_F_WRITE if the device writes the chain, 0 if it reads it
- * @returns its bytes, CHAIN_FULL or CHAIN_FAULT
- */
-export function appendChain(ring: SplitRing, head: number, direction: number, out: SegmentList): number {
-  let table = ring.descView;
-  let tableOff = ring.descIdx * 4;
-  let size = ring.num;
-  let nested = false;
-  let i = head;
-  let total = 0;
-  for (let steps = 1; ; steps++) {
-    const at = tableOff + VRING_DESC.size * i;
-    const lo = table.getInt32(at, true);
-    const hi = table.getInt32(at + 4, true);
-    const len = table.getInt32(at + 8, true);
-    const flagsNext = table.getInt32(at + 12, true);
-
-    if ((flagsNext & VRING_DESC_F_INDIRECT) !== 0) {
-      const entries = len >>> 4;
-      const wellFormed = (len & 15) === 0 && entries > 0 && entries <= VIRTQ_MAX_SIZE;
-      if (nested || !ring.indirect || !wellFormed || (flagsNext & VRING_DESC_F_NEXT) !== 0)
-        return fault(ring, FAULT_INDIRECT);
-      if (!ring.map.select(lo, hi, len)) return fault(ring, FAULT_ADDRESS);
-      table = ring.windows[ring.map.window].dv;
-      tableOff = ring.map.offset(lo);
-      size = entries;
-      nested = true;
-      i = 0;
-      steps = 0;
-      continue;
-    }
-    if ((flagsNext & VRING_DESC_F_WRITE) !== direction) return fault(ring, FAULT_DIRECTION);
-    if (len === 0) return fault(ring, FAULT_ZERO_LENGTH);
-    const status = appendRange(ring.map, lo, hi, len, out);
-    if (status < 0) return status === CHAIN_FULL ? CHAIN_FULL : fault(ring, FAULT_ADDRESS);
-    total += len;
-    if (total > MAX_CHAIN_BYTES) return fault(ring, FAULT_ADDRESS);
-    if ((flagsNext & VRING_DESC_F_NEXT) === 0) return total;
-    if (steps >= size || steps >= MAX_SEGMENTS) return fault(ring, FAULT_CHAIN_LOOP);
-    i = flagsNext >>> 16;
-    if (i >= size) return fault(ring, FAULT_DESC_RANGE);
-  }
+/** What an address without memory comes to. */
+function noMemory(ring: Vring, lo: number, hi: number, write: boolean): number {
+  if (!ring.map.iotlb) return chainFault(ring, FAULT_ADDRESS);
+  ring.missLo = lo;
+  ring.missHi = hi;
+  ring.missWrite = write;
+  return CHAIN_MISS;
 }
 
-/** A chain of more bytes than a 32-bit used length can tell is malformed (§2.7.5). */
-const MAX_CHAIN_BYTES = 2 ** 31 - 1;
-
-/** Appends guest addresses from (lo, hi) on, in as many pieces as they lie in. @returns 0, CHAIN_FULL or CHAIN_FAULT */
-function appendRange(map: AddressMap, lo: number, hi: number, len: number, out: SegmentList): number {
-  if (len < 0) return CHAIN_FAULT;
-  while (len > 0) {
-    let part = len;
-    if (!map.select(lo, hi, len)) {
-      if (!map.select(lo, hi, 1)) return CHAIN_FAULT;
+/**
+ * Appends the memory of one descriptor, in as many pieces as it lies in. @param flags its flags
+ * @returns its bytes, CHAIN_FULL, CHAIN_FAULT or CHAIN_MISS
+ */
+export function appendBuffer(
+  ring: Vring,
+  lo: number,
+  hi: number,
+  len: number,
+  flags: number,
+  direction: number,
+  out: SegmentList,
+): number {
+  if ((flags & VRING_DESC_F_WRITE) !== direction) return chainFault(ring, FAULT_DIRECTION);
+  if (len === 0) return chainFault(ring, FAULT_ZERO_LENGTH);
+  if (len < 0) return chainFault(ring, FAULT_ADDRESS);
+  const { map } = ring;
+  const write = direction !== 0;
+  let left = len;
+  while (left > 0) {
+    let part = left;
+    if (!map.select(lo, hi, left, write)) {
+      if (!map.select(lo, hi, 1, write)) return noMemory(ring, lo, hi, write);
       part = map.left(lo);
     }
     if (out.count === MAX_SEGMENTS) return CHAIN_FULL;
@@ -95,7 +77,76 @@ function appendRange(map: AddressMap, lo: number, hi: number, len: number, out: 
     const end = (lo >>> 0) + part;
     lo = end | 0;
     if (end >= 2 ** 32) hi = (hi + 1) | 0;
-    len -= part;
+    left -= part;
+  }
+  return len;
+}
+
+/**
+ * Appends the memory that an indirect table of `len` bytes lists. @param linked its entries are a chain, as in a split ring; or
+ * else they follow one another
+ * @returns its bytes, or as {@link appendBuffer}
+ */
+export function appendIndirect(
+  ring: Vring,
+  lo: number,
+  hi: number,
+  len: number,
+  linked: boolean,
+  direction: number,
+  out: SegmentList,
+): number {
+  const entries = len >>> 4;
+  const wellFormed = (len & 15) === 0 && entries > 0 && entries <= VIRTQ_MAX_SIZE;
+  if (!ring.indirect || !wellFormed) return chainFault(ring, FAULT_INDIRECT);
+  const { map } = ring;
+  let table: DataView = gathered;
+  let tableOff = 0;
+  if (map.select(lo, hi, len, false)) {
+    table = ring.windows[map.window].dv;
+    tableOff = map.offset(lo);
+  } else {
+    const status = gatherTable(ring, lo, hi, len);
+    if (status < 0) return status;
+  }
+  let i = 0;
+  let total = 0;
+  for (let steps = 1; ; steps++) {
+    const at = tableOff + VRING_DESC.size * i;
+    const addrLo = table.getInt32(at, true);
+    const addrHi = table.getInt32(at + 4, true);
+    const size = table.getInt32(at + 8, true);
+    const last = table.getInt32(at + 12, true);
+    const flags = linked ? last & 0xffff : last >>> 16;
+    if (linked && (flags & VRING_DESC_F_INDIRECT) !== 0) return chainFault(ring, FAULT_INDIRECT);
+    const bytes = appendBuffer(ring, addrLo, addrHi, size, flags, direction, out);
+    if (bytes < 0) return bytes;
+    total += bytes;
+    if (total > MAX_CHAIN_BYTES) return chainFault(ring, FAULT_ADDRESS);
+    if (linked ? (flags & VRING_DESC_F_NEXT) === 0 : steps === entries) return total;
+    if (steps >= entries || steps >= MAX_SEGMENTS) return chainFault(ring, FAULT_CHAIN_LOOP);
+    i = linked ? last >>> 16 : steps;
+    if (i >= entries) return chainFault(ring, FAULT_DESC_RANGE);
+  }
+}
+
+/** A table that lies in several pieces is read from here; longer ones are refused. */
+const MAX_GATHERED = 65536;
+const gathered = new DataView(new ArrayBuffer(MAX_GATHERED));
+
+/** Copies a table together. @returns 0, CHAIN_FAULT or CHAIN_MISS */
+function gatherTable(ring: Vring, lo: number, hi: number, len: number): number {
+  const { map } = ring;
+  if (len > MAX_GATHERED) return chainFault(ring, FAULT_INDIRECT);
+  for (let done = 0; done < len; ) {
+    const from = (lo >>> 0) + done;
+    const fromHi = from >= 2 ** 32 ? (hi + 1) | 0 : hi;
+    if (!map.select(from | 0, fromHi, 1, false)) return noMemory(ring, from | 0, fromHi, false);
+    const part = Math.min(len - done, map.left(from | 0));
+    const { u8 } = ring.windows[map.window];
+    const off = map.offset(from | 0);
+    for (let i = 0; i < part; i++) gathered.setUint8(done + i, u8[off + i]);
+    done += part;
   }
   return 0;
 }

@@ -4,6 +4,7 @@
 import type { Chunk } from '../../src/mem/address-map.ts';
 import type { Place } from '../../src/mem/guest-memory.ts';
 import { openWindow, type WindowHandle, WindowPool, type WindowViews } from '../../src/mem/window.ts';
+import type { DeviceMemory } from '../../src/vhost/datapath.ts';
 
 const MIB = 2 ** 20;
 /** Below a multiple of 4 GiB, so that memory of more than half a MiB goes on behind it. */
@@ -57,6 +58,11 @@ export class Ram {
       chunk(begin, to[i]),
       ...(begin < at4GiB && at4GiB < to[i] ? [chunk(at4GiB, to[i])] : []),
     ]);
+  }
+
+  /** The memory as a datapath gets it. */
+  get memory(): DeviceMemory {
+    return { chunks: this.chunks, windows: [this.handle], iotlb: false, log: undefined };
   }
 
   /** The first guest address behind the memory. */

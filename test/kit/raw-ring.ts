@@ -1,6 +1,9 @@
 /**
  * A split virtqueue as a driver writes it, by hand and without scruples: any descriptor, any index, any flag.
  */
+
+import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
+import { VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
 import {
   VRING_DESC,
   VRING_DESC_F_NEXT,
@@ -8,8 +11,9 @@ import {
   vringDescBytes,
   vringUsedBytes,
 } from '../../src/uapi/virtio-ring.ts';
+import type { VringConfig } from '../../src/vhost/datapath.ts';
 import { NO_FD } from '../../src/vhost/vhost-device.ts';
-import type { SplitRingConfig, VringConfig } from '../../src/virtqueue/split-ring.ts';
+import type { RingConfig } from '../../src/virtqueue/ring-config.ts';
 import type { Ram, RamPlace } from './ram.ts';
 
 /** One descriptor of a chain. An address may be a bigint: 64 bits of anything. */
@@ -18,22 +22,27 @@ export interface Piece {
   readonly len: number;
 }
 
-export type RingOptions = Partial<Omit<SplitRingConfig, 'num' | 'desc' | 'avail' | 'used'>> & {
+export type RingOptions = Partial<Omit<RingConfig, 'format' | 'num' | 'desc' | 'avail' | 'used'>> & {
   /** both indexes at the start */
   readonly start?: number;
+  readonly headerLen?: 10 | 12;
+  readonly mergeable?: boolean;
 };
 
 export class RawRing {
   readonly ram: Ram;
   readonly num: number;
-  readonly config: SplitRingConfig;
+  readonly config: RingConfig;
+  /** what the driver has accepted, as far as it says how packets look */
+  readonly features: bigint;
+  readonly headerLen: 10 | 12;
   readonly #desc: RamPlace;
   readonly #avail: RamPlace;
   readonly #used: RamPlace;
   /** the avail index, free running modulo 2¹⁶; published by `publish` */
   availIdx: number;
 
-  constructor(ram: Ram, num: number, { start = 0, ...more }: RingOptions = {}) {
+  constructor(ram: Ram, num: number, { start = 0, headerLen = 12, mergeable = false, ...more }: RingOptions = {}) {
     this.ram = ram;
     this.num = num;
     // with room behind the table for one descriptor too many
@@ -41,12 +50,17 @@ export class RawRing {
     this.#avail = ram.alloc(vringAvailBytes(num));
     this.#used = ram.alloc(vringUsedBytes(num));
     this.availIdx = start;
+    this.headerLen = mergeable ? 12 : headerLen;
+    this.features =
+      (headerLen === 12 ? featureMask(VIRTIO_F_VERSION_1) : 0n) |
+      (mergeable ? featureMask(VIRTIO_NET_F_MRG_RXBUF) : 0n);
     this.config = {
+      format: 'split',
       num,
       desc: ram.place(this.#desc),
       avail: ram.place(this.#avail),
       used: ram.place(this.#used),
-      ...{ eventIdx: false, indirect: true, mergeable: false, headerLen: 12, kickFd: NO_FD, callFd: NO_FD },
+      ...{ base: start, eventIdx: false, indirect: true, inOrder: false, kickFd: NO_FD, callFd: NO_FD },
       ...more,
     };
     ram.views.dv.setUint16(this.#used.off + 2, start, true);
@@ -54,7 +68,7 @@ export class RawRing {
   }
 
   vring(enabled = true, errFd = NO_FD): VringConfig {
-    return { ring: this.config, enabled, errFd };
+    return { ring: this.config, features: this.features, enabled, errFd };
   }
 
   /** Writes descriptor `i` of the table, or of the indirect table at window offset `table`. */

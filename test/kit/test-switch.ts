@@ -15,7 +15,7 @@ import type { SwitchConfig } from '../../src/switch/switch-config.ts';
 import { Caller } from '../../src/sys/eventfd.ts';
 import { VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
 import { FAULTS } from '../../src/virtqueue/fault.ts';
-import { Ram, type RamPlace } from './ram.ts';
+import { pool, Ram, type RamPlace } from './ram.ts';
 import { RawRing, type RingOptions } from './raw-ring.ts';
 
 const CONFIG: SwitchConfig = {
@@ -42,9 +42,11 @@ export class TestSwitch {
       { ...CONFIG, ...config },
       new Float64Array(counterBlock(LCORE_SLOTS)),
       new Caller(new Int32Array(1), 0),
+      pool.acquire(),
       {
         onRegistered: tell('registered'),
         onDuplicate: tell('duplicate'),
+        onMiss: (port, vring, iova) => this.events.push(`miss ${port}/${vring} 0x${iova.toString(16)}`),
         onFault: (port, vring, fault) => this.events.push(`fault ${port}/${vring} ${FAULTS[fault].name}`),
       },
     );
@@ -101,7 +103,7 @@ export class TestGuest {
     this.#switch = target;
     this.rx = new RawRing(ram, num, ring);
     this.tx = new RawRing(ram, num, ring);
-    this.#headerLen = this.rx.config.headerLen;
+    this.#headerLen = this.rx.headerLen;
     this.#rxBytes = bufferBytes + this.#headerLen;
     this.#rxBuffers = ram.alloc(num * this.#rxBytes);
     this.#txSlots = ram.alloc(num * TX_SLOT);
@@ -113,7 +115,7 @@ export class TestGuest {
     }
     this.rx.publish();
     target.lcore.addPort(id, this.#block);
-    target.lcore.setMemory(id, ram.chunks, [ram.handle]);
+    target.lcore.setMemory(id, ram.memory);
     this.start(enabled);
   }
 

@@ -6,10 +6,13 @@ import { suite, test } from 'node:test';
 import fc from 'fast-check';
 import { AddressMap } from '../../src/mem/address-map.ts';
 import { openWindow, WindowPool, type WindowViews } from '../../src/mem/window.ts';
+import { counterBlock, VRING_SLOTS } from '../../src/stats/counters.ts';
 import { Caller } from '../../src/sys/eventfd.ts';
+import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
 import { NO_FD } from '../../src/vhost/vhost-device.ts';
 import { BURST_SIZE } from '../../src/virtio-net/burst.ts';
+import { NetVring } from '../../src/virtio-net/net-vring.ts';
 import { completePlain, fillPlain, takePlain } from '../../src/virtio-net/plain.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
 import { SplitRing } from '../../src/virtqueue/split-ring.ts';
@@ -57,7 +60,7 @@ const rings = fc.record({
 type RingSpec = typeof rings extends fc.Arbitrary<infer T> ? T : never;
 
 /** Writes the ring into a window; the descriptors of a receive ring are write-only where those of a transmit ring are not. */
-function makeRing(window: WindowViews, spec: RingSpec, write: number): SplitRing {
+function makeRing(window: WindowViews, spec: RingSpec, write: number): { ring: SplitRing; net: NetVring } {
   const num = 2 ** spec.log2;
   window.u8.fill(0, DESC_OFF, END_OFF);
   for (let i = 0; i < END_OFF - BUFFERS_OFF; i += 4)
@@ -77,7 +80,10 @@ function makeRing(window: WindowViews, spec: RingSpec, write: number): SplitRing
   const guestAddr = spec.mapHi * 2 ** 32 + spec.mapLo;
   const map = new AddressMap([{ guestAddr, reach: spec.reach, window: window.id, windowOff: BUFFERS_OFF }]);
   const config = {
+    format: 'split' as const,
     num,
+    base: 0,
+    inOrder: false,
     desc: place(DESC_OFF),
     avail: place(AVAIL_OFF),
     used: place(USED_OFF),
@@ -85,17 +91,18 @@ function makeRing(window: WindowViews, spec: RingSpec, write: number): SplitRing
     indirect: false,
     kickFd: NO_FD,
     callFd: NO_FD,
-    headerLen: spec.headerLen,
-    mergeable: false,
   };
   const ring = new SplitRing(config, map, windows, caller);
   ring.refresh();
-  return ring;
+  const features = spec.headerLen === 12 ? featureMask(VIRTIO_F_VERSION_1) : 0n;
+  return { ring, net: new NetVring(ring, features, new Float64Array(counterBlock(VRING_SLOTS))) };
 }
 
 /** All that a burst holds. */
 const wordsOf = ({ burst }: RingStage) => [
-  ...[burst.first, burst.len, burst.front, burst.head, burst.delivered].map((words) => [...words]),
+  ...[burst.first, burst.len, burst.front, burst.id, burst.needs, burst.tally, burst.delivered].map((words) => [
+    ...words,
+  ]),
   ...[burst.segments.window, burst.segments.off, burst.segments.len].map((words) => [...words.subarray(0, 64)]),
 ];
 
@@ -103,12 +110,15 @@ suite('the WebAssembly ring functions do what the TypeScript ones do', () => {
   test('take: the same packets, fronts, segments and end', () => {
     fc.assert(
       fc.property(rings, fc.nat(8), (spec, from) => {
-        const ring = makeRing(srcWindow, spec, 0);
+        const { ring, net } = makeRing(srcWindow, spec, 0);
         const n = Math.min(ring.num, BURST_SIZE);
         fc.pre(from < n);
         const [wasm, twin] = [new RingStage(), new RingStage()];
         wasm.burst.segments.count = twin.burst.segments.count = 3;
-        assert.equal(wasm.take(ring, from, n), takePlain(ring, twin.burst, from, n));
+        const { headerLen } = spec;
+        const to = wasm.take(net, from, n, from);
+        assert.equal(to, takePlain(ring, headerLen, twin.burst, from, n));
+        twin.burst.segments.count += to - from;
         assert.deepEqual(wordsOf(wasm), wordsOf(twin));
       }),
       { numRuns: 300 },
@@ -131,7 +141,7 @@ suite('the WebAssembly ring functions do what the TypeScript ones do', () => {
       fc.property(rings, packets, fc.nat(3), (spec, frames, filled) => {
         const outcome = (plain: boolean) => {
           for (let i = BUFFERS_OFF; i < END_OFF; i += 4) srcWindow.dv.setInt32(i, Math.imul(i, 0x85ebca77));
-          const ring = makeRing(dstWindow, spec, VRING_DESC_F_WRITE);
+          const { ring, net } = makeRing(dstWindow, spec, VRING_DESC_F_WRITE);
           const stage = new RingStage();
           const { burst } = stage;
           for (const [i, { off, len, pieces }] of frames.entries()) {
@@ -145,11 +155,11 @@ suite('the WebAssembly ring functions do what the TypeScript ones do', () => {
           if (end <= 0) return undefined;
           const last = spec.headerLen === 12 ? LAST_WORD : 0;
           const to = plain
-            ? fillPlain(ring, burst, srcWindow, last, 0, end, filled)
-            : stage.fill(ring, srcWindow, 0, end, filled);
+            ? fillPlain(ring, spec.headerLen, burst, srcWindow, last, 0, end, filled)
+            : stage.fill(net, srcWindow, 0, end, filled);
           return [
             to,
-            burst.bytes[0],
+            [...burst.tally],
             [...burst.delivered],
             Buffer.from(dstWindow.u8.slice(DESC_OFF, END_OFF)).toString('base64'),
           ];
@@ -164,12 +174,12 @@ suite('the WebAssembly ring functions do what the TypeScript ones do', () => {
     fc.assert(
       fc.property(rings, fc.array(fc.nat(0xffff), { minLength: 1, maxLength: BURST_SIZE }), (spec, heads) => {
         const outcome = (plain: boolean) => {
-          const ring = makeRing(srcWindow, spec, 0);
+          const { ring, net } = makeRing(srcWindow, spec, 0);
           const stage = new RingStage();
-          stage.burst.head.set(heads);
+          stage.burst.id.set(heads);
           stage.burst.count = Math.min(heads.length, ring.num);
           if (plain) completePlain(ring, stage.burst);
-          else stage.complete(ring);
+          else stage.complete(net);
           return Buffer.from(srcWindow.u8.slice(DESC_OFF, END_OFF)).toString('base64');
         };
         assert.equal(outcome(false), outcome(true));

@@ -1,0 +1,149 @@
+/**
+ * What the WebAssembly of both ring formats is made of.
+ *
+ * A ring's parts lie in the source window (`take`) or the destination window (`fill`), together with the buffers. Every value
+ * of the guest's is loaded once into a local, checked there, and used from there; so the functions cannot be led out of the chunk
+ * that they are given, and WebAssembly does not let them out of the window.
+ */
+import { COPY_ENTRY_BYTES, DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
+import { type Code, op } from '../mem/wasm-assembler.ts';
+import { VRING_DESC } from '../uapi/virtio-ring.ts';
+import { MAX_SEGMENTS } from '../virtqueue/segments.ts';
+import { FRONT_BYTES, SCRATCH, TALLY_BROADCAST, TALLY_BYTES, TALLY_GROUP } from './burst.ts';
+
+const { get, set, tee } = op;
+/** Address and length lie alike in the descriptors of both formats. */
+const { off: DESC } = VRING_DESC;
+
+/** The module's first function is the copy stage's. */
+export const COPY = 0;
+
+/** Leaves the loop and the block around it. */
+export const leaveUnless = (...condition: Code[]): Code[] => [...condition, op.eqz, op.leaveIf(1)];
+export const leaveIf = (...condition: Code[]): Code[] => [...condition, op.leaveIf(1)];
+export const times = (local: number, log2: number): Code[] => [get(local), op.const(log2), op.shl];
+
+/** Numbers the locals: parameters first. */
+export function locals<P extends string, L extends string>(
+  params: readonly P[],
+  others: readonly L[],
+): Record<P | L, number> {
+  return Object.fromEntries([...params, ...others].map((name, i) => [name, i])) as Record<P | L, number>;
+}
+
+/** What every function is told of the chunk at hand, and of the device header. */
+export const CHUNK_PARAMS = ['headerLen', 'mapLo', 'mapHi', 'reach', 'base'] as const;
+export type ChunkArgs = [headerLen: number, mapLo: number, mapHi: number, reach: number, base: number];
+export const DESC_LOCALS = ['at', 'lo', 'len', 'off', 'b4', 'c4', 'bytes', 'bin'] as const;
+type L = Record<(typeof CHUNK_PARAMS)[number] | (typeof DESC_LOCALS)[number], number>;
+
+/** Loads the buffer of the descriptor at `at`, and leaves unless the chunk holds it; then `off` is its window offset. */
+export const loadBuffer = (l: L, mem: number): Code[] => [
+  ...[get(l.at), op.load32(mem, DESC.addr), get(l.mapLo), op.sub, set(l.lo)],
+  ...leaveIf(get(l.at), op.load32(mem, DESC.addr + 4), get(l.mapHi), op.ne),
+  ...[get(l.at), op.load32(mem, DESC.len), set(l.len)],
+  ...leaveIf(get(l.len), get(l.reach), op.gtU),
+  ...leaveIf(get(l.lo), get(l.reach), get(l.len), op.sub, op.gtU),
+  ...[get(l.base), get(l.lo), op.add, set(l.off)],
+];
+
+/** Adds to one word of the tally. */
+const count = (word: number): Code[] => [
+  op.const(0),
+  ...[op.const(0), op.load32(SCRATCH_MEM, SCRATCH.tally + 4 * word), op.const(1), op.add],
+  op.store32(SCRATCH_MEM, SCRATCH.tally + 4 * word),
+];
+
+/** Counts a frame of `len` (a local) bytes; `word0` and `word1` load its first two words, `front` is where they lie. */
+const tally = (l: L, len: number, word0: Code[], word1: Code[]): Code[] => [
+  // the size's class, times 4: below 64, 64, then by powers of two, from 1024 and from 1519
+  ...[op.const(24), get(len), op.const(1519), op.ltU, op.eqz, op.const(2), op.shl, op.add],
+  ...[op.const(27), get(len), op.clz, op.sub, op.const(2), op.shl],
+  ...[get(len), op.const(1023), op.gtU, op.select],
+  ...[get(len), op.const(64), op.eq, op.const(2), op.shl],
+  ...[get(len), op.const(64), op.gtU, op.select, tee(l.bin)],
+  ...[get(l.bin), op.load32(SCRATCH_MEM, SCRATCH.tally), op.const(1), op.add, op.store32(SCRATCH_MEM, SCRATCH.tally)],
+  ...[get(l.bytes), get(len), op.add, set(l.bytes)],
+  ...[...word0, op.const(1), op.and],
+  op.if(
+    ...count(TALLY_GROUP),
+    ...[...word0, op.const(-1), op.eq, ...word1, op.const(0xffff), op.and, op.const(0xffff), op.eq, op.and],
+    op.if(...count(TALLY_BROADCAST)),
+  ),
+];
+
+/** Adds the bytes counted by `tally` to the tally itself, at a function's end. */
+export const tallyBytes = (l: L): Code[] => [
+  op.const(0),
+  ...[op.const(0), op.load32(SCRATCH_MEM, SCRATCH.tally + 4 * TALLY_BYTES), get(l.bytes), op.add],
+  op.store32(SCRATCH_MEM, SCRATCH.tally + 4 * TALLY_BYTES),
+];
+
+/**
+ * Puts the packet whose buffer `loadBuffer` has found into the burst as number `i`, in segment number `segment`, and leaves if it
+ * is too short for that, or asks something of its receiver. `window` is a local; so is `front`, a v128.
+ */
+export const takePacket = (l: L & Record<'i' | 'segment' | 'window' | 'front', number>): Code[] => {
+  const put = (array: number, value: Code[], at: number): Code[] => [get(at), ...value, op.store32(SCRATCH_MEM, array)];
+  const word = (lane: number): Code[] => [get(l.front), op.lane32(lane)];
+  return [
+    ...leaveIf(get(l.len), get(l.headerLen), op.const(FRONT_BYTES), op.add, op.ltU),
+    ...leaveUnless(get(l.segment), op.const(MAX_SEGMENTS), op.ltU),
+    // flags and gso_type
+    ...leaveIf(get(l.off), op.load16(SRC)),
+    ...[get(l.off), get(l.headerLen), op.add, tee(l.off), op.load128(SRC), set(l.front)],
+    ...[...times(l.i, 4), get(l.front), op.store128(SCRATCH_MEM, SCRATCH.front)],
+    ...[get(l.len), get(l.headerLen), op.sub, set(l.len)],
+    ...[...times(l.i, 2), set(l.b4), ...times(l.segment, 2), set(l.c4)],
+    ...put(SCRATCH.needs, [op.const(0)], l.b4),
+    ...put(SCRATCH.first, [get(l.segment)], l.b4),
+    ...put(SCRATCH.len, [get(l.len)], l.b4),
+    ...put(SCRATCH.segWindow, [get(l.window)], l.c4),
+    ...put(SCRATCH.segOff, [get(l.off)], l.c4),
+    ...put(SCRATCH.segLen, [get(l.len)], l.c4),
+    ...tally(l, l.len, word(0), word(1)),
+    ...[get(l.segment), op.const(1), op.add, set(l.segment)],
+  ];
+};
+
+/** What `fill` is told beside the ring: num_buffers in the header's last word, the source, and which packets. */
+export const FILL_PARAMS = ['lastWord', 'srcWindow', 'i', 'end', 'filled'] as const;
+export type FillArgs = [lastWord: number, srcWindow: number, from: number, end: number, filled: number];
+export const FILL_LOCALS = ['need', 'payload', 'copyAt'] as const;
+type FillLocals = L & Record<(typeof FILL_PARAMS)[number] | (typeof FILL_LOCALS)[number], number>;
+
+/** Takes packet list[i]: leaves if it asks something of its receiver, or is not one piece in the source window. */
+export const nextPacket = (l: FillLocals): Code[] => [
+  ...[...times(l.i, 2), op.load32(SCRATCH_MEM, SCRATCH.list), op.const(2), op.shl, set(l.b4)],
+  ...leaveIf(get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.needs)),
+  ...[get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.first), tee(l.c4), op.const(1), op.add],
+  ...leaveIf(get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.first + 4), op.ne),
+  ...[...times(l.c4, 2), set(l.c4)],
+  ...leaveIf(get(l.c4), op.load32(SCRATCH_MEM, SCRATCH.segWindow), get(l.srcWindow), op.ne),
+  ...[get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.len), tee(l.payload), get(l.headerLen), op.add, set(l.need)],
+];
+
+/** Writes the header, lists the copy and counts the packet, whose buffer `loadBuffer` has found to be long enough. */
+export const fillPacket = (l: FillLocals): Code[] => {
+  const front = (word: number): Code[] => [...times(l.b4, 2), op.load32(SCRATCH_MEM, SCRATCH.front + 4 * word)];
+  return [
+    // eight zero bytes, and four that end the header
+    ...[get(l.off), op.const64(0), op.store64(DST)],
+    ...[get(l.off), get(l.headerLen), op.add, op.const(4), op.sub, get(l.lastWord), op.store32(DST)],
+    ...[get(l.copyAt), get(l.c4), op.load32(SCRATCH_MEM, SCRATCH.segOff), op.store32(SCRATCH_MEM, SCRATCH.copies)],
+    ...[get(l.copyAt), get(l.off), get(l.headerLen), op.add, op.store32(SCRATCH_MEM, SCRATCH.copies + 4)],
+    ...[get(l.copyAt), get(l.payload), op.store32(SCRATCH_MEM, SCRATCH.copies + 8)],
+    ...[get(l.copyAt), op.const(COPY_ENTRY_BYTES), op.add, set(l.copyAt)],
+    ...[get(l.b4), get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.delivered), op.const(1), op.add],
+    op.store32(SCRATCH_MEM, SCRATCH.delivered),
+    ...tally(l, l.payload, front(0), front(1)),
+    ...[get(l.filled), op.const(1), op.add, set(l.filled)],
+    ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.end), op.ltU],
+  ];
+};
+
+/** Copies what `fillPacket` has listed, if anything. */
+export const copyAll = (l: FillLocals): Code[] => [
+  get(l.copyAt),
+  op.if(...[op.const(SCRATCH.copies), op.const(SCRATCH.copies), get(l.copyAt), op.add, op.call(COPY)]),
+];

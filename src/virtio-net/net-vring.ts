@@ -1,0 +1,64 @@
+/**
+ * A vring of a net device that has been started: the ring, what packets look like on it, and what is counted.
+ */
+import { VRING_SLOTS } from '../stats/counters.ts';
+import { hasFeature } from '../uapi/virtio.ts';
+import { netHeaderSize, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
+import type { Vring } from '../virtqueue/vring.ts';
+import { type Burst, TALLY_BROADCAST, TALLY_BYTES, TALLY_GROUP, TALLY_SIZES } from './burst.ts';
+
+export class NetVring {
+  readonly ring: Vring;
+  /** bytes of virtio_net_hdr in front of every packet */
+  readonly headerLen: number;
+  /** RX: a packet may take several chains */
+  readonly mergeable: boolean;
+  /** a block of VRING_SLOTS */
+  readonly counters: Float64Array;
+  /** the ring waits for a translation, until its memory changes */
+  waiting = false;
+  /** packets and bytes of the last burst that was counted */
+  packets = 0;
+  bytes = 0;
+
+  /** @param features the features that the driver has accepted */
+  constructor(ring: Vring, features: bigint, counters: Float64Array) {
+    this.ring = ring;
+    this.headerLen = netHeaderSize(features);
+    this.mergeable = hasFeature(features, VIRTIO_NET_F_MRG_RXBUF);
+    this.counters = counters;
+  }
+
+  /** Reads from packet `i`'s header, which is in the burst, what the packet needs of its receiver. */
+  readHeader(burst: Burst, i: number): void {
+    burst.needs[i] = 0;
+  }
+
+  /** Adds a burst's tally to the counters and clears it. */
+  count(tally: Int32Array): void {
+    const { counters } = this;
+    let packets = 0;
+    for (let size = 0; size < TALLY_SIZES; size++) {
+      const n = tally[size];
+      if (n === 0) continue;
+      counters[size] += n;
+      packets += n;
+      tally[size] = 0;
+    }
+    const bytes = tally[TALLY_BYTES];
+    this.packets = packets;
+    this.bytes = bytes;
+    if (packets === 0) return;
+    counters[VRING_SLOTS.good_packets] += packets;
+    counters[VRING_SLOTS.good_bytes] += bytes;
+    tally[TALLY_BYTES] = 0;
+    if (tally[TALLY_GROUP] === 0) return;
+    counters[VRING_SLOTS.multicast_packets] += tally[TALLY_GROUP] - tally[TALLY_BROADCAST];
+    counters[VRING_SLOTS.broadcast_packets] += tally[TALLY_BROADCAST];
+    tally[TALLY_GROUP] = 0;
+    tally[TALLY_BROADCAST] = 0;
+  }
+}
+
+if (VRING_SLOTS.undersize_packets !== 0 || VRING_SLOTS.size_1519_max_packets !== TALLY_SIZES - 1)
+  throw new RangeError('the tally counts on the order of these counters');

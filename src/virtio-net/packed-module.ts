@@ -1,0 +1,165 @@
+/**
+ * The plain packets' way through packed rings in WebAssembly: packets of one descriptor, in the memory chunk at hand. A slot's
+ * flags are loaded first, in order before the rest of it; all of a used element but its address is one store.
+ */
+import { DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
+import { type Code, type FunctionBody, I32, op, V128 } from '../mem/wasm-assembler.ts';
+import {
+  VRING_DESC_F_INDIRECT,
+  VRING_DESC_F_NEXT,
+  VRING_DESC_F_WRITE,
+  VRING_PACKED_DESC,
+} from '../uapi/virtio-ring.ts';
+import { AVAIL, AVAIL_USED } from '../virtqueue/packed-ring.ts';
+import { SCRATCH } from './burst.ts';
+import {
+  CHUNK_PARAMS,
+  type ChunkArgs,
+  copyAll,
+  DESC_LOCALS,
+  FILL_LOCALS,
+  FILL_PARAMS,
+  type FillArgs,
+  fillPacket,
+  leaveIf,
+  loadBuffer,
+  locals,
+  nextPacket,
+  takePacket,
+  tallyBytes,
+  times,
+} from './module-parts.ts';
+
+const { get, set, tee } = op;
+const { off: DESC } = VRING_PACKED_DESC;
+const LAYOUT_FLAGS = VRING_DESC_F_NEXT | VRING_DESC_F_WRITE | VRING_DESC_F_INDIRECT;
+
+/**
+ * What both directions are told of a ring: where it begins, its size, the slot to begin with, and the flags AVAIL and USED of an
+ * available descriptor there: both change when the ring wraps.
+ */
+const RING_PARAMS = ['desc', 'num', 'slot', 'avail'] as const;
+type RingArgs = [desc: number, num: number, slot: number, avail: number];
+type RingLocals = Record<(typeof RING_PARAMS)[number] | 'at', number>;
+
+/** Finds the slot's descriptor, and leaves unless it is available and alone with `flags`. */
+const findDescriptor = (l: RingLocals, mem: number, flags: number): Code[] => [
+  ...[get(l.desc), ...times(l.slot, 4), op.add, tee(l.at), op.atomicLoad16(mem, DESC.flags)],
+  ...leaveIf(op.const(AVAIL_USED | LAYOUT_FLAGS), op.and, get(l.avail), op.const(flags), op.or, op.ne),
+];
+
+const nextSlot = (l: RingLocals): Code[] => [
+  ...[get(l.slot), op.const(1), op.add, tee(l.slot), get(l.num), op.eq],
+  op.if(...[op.const(0), set(l.slot), get(l.avail), op.const(AVAIL_USED), op.xor, set(l.avail)]),
+];
+
+/**
+ * Stores a used element into the descriptor at `at` of `mem`: `lower` is its length, `id` a local. With `first` (code of an i32)
+ * not zero it keeps an available descriptor's flags: the driver must not see it yet. A used descriptor's AVAIL is its lap's wrap
+ * counter, as an available one's, and its USED the same.
+ */
+const putUsed = (l: RingLocals, mem: number, lower: Code[], id: number, first: Code[], write: number): Code[] => [
+  get(l.at),
+  ...[...lower, op.extend],
+  ...[get(id), op.extend, op.const64(32), op.shl64, op.or64],
+  ...[get(l.avail), op.const(AVAIL_USED), op.const(0), get(l.avail), op.const(AVAIL), op.and, op.select],
+  ...[...first, op.select, op.const(write), op.or, op.extend, op.const64(48), op.shl64, op.or64],
+  op.store64(mem, DESC.len),
+];
+
+/** takePacked(…ring, …chunk, window, i, n, segment) → the first packet that is not plain or not there, or n. */
+function takeFunction(): FunctionBody {
+  const params = [...RING_PARAMS, ...CHUNK_PARAMS, 'window', 'i', 'n', 'segment'] as const;
+  const l = locals(params, [...DESC_LOCALS, 'front']);
+  return {
+    name: 'takePacked',
+    params: params.length,
+    result: true,
+    locals: [...DESC_LOCALS.map(() => I32), V128],
+    code: [
+      op.block(
+        op.doWhile(
+          ...findDescriptor(l, SRC, 0),
+          ...loadBuffer(l, SRC),
+          ...takePacket(l),
+          ...[get(l.b4), get(l.at), op.load16(SRC, DESC.id), op.store32(SCRATCH_MEM, SCRATCH.id)],
+          ...[get(l.b4), op.const(1), op.store32(SCRATCH_MEM, SCRATCH.slots)],
+          ...nextSlot(l),
+          ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.n), op.ltU],
+        ),
+      ),
+      ...tallyBytes(l),
+      get(l.i),
+    ],
+  };
+}
+
+/**
+ * fillPacked(…ring, …chunk, …fill) → the first of list[i] … list[end − 1] that is not plain or finds no buffer, or end. Those before
+ * are copied and counted. `filled`: slots filled before; slot 0 of them all is not shown to the driver.
+ */
+function fillFunction(): FunctionBody {
+  const params = [...RING_PARAMS, ...CHUNK_PARAMS, ...FILL_PARAMS] as const;
+  const others = [...DESC_LOCALS, 'id', ...FILL_LOCALS] as const;
+  const l = locals(params, others);
+  return {
+    name: 'fillPacked',
+    params: params.length,
+    result: true,
+    locals: others.map(() => I32),
+    code: [
+      op.block(
+        op.doWhile(
+          ...nextPacket(l),
+          ...findDescriptor(l, DST, VRING_DESC_F_WRITE),
+          ...loadBuffer(l, DST),
+          ...leaveIf(get(l.len), get(l.need), op.ltU),
+          ...[get(l.at), op.load16(DST, DESC.id), set(l.id)],
+          ...putUsed(l, DST, [get(l.need)], l.id, [get(l.filled), op.eqz], VRING_DESC_F_WRITE),
+          ...nextSlot(l),
+          ...fillPacket(l),
+        ),
+      ),
+      ...tallyBytes(l),
+      ...copyAll(l),
+      get(l.i),
+    ],
+  };
+}
+
+/** completePacked(desc, num, slot, avail, n): fills n used elements of length 0 with the burst's ids, in the source window. */
+function completeFunction(): FunctionBody {
+  const params = [...RING_PARAMS, 'n'] as const;
+  const l = locals(params, ['i', 'at', 'id', 'b4']);
+  return {
+    name: 'completePacked',
+    params: params.length,
+    result: false,
+    locals: [I32, I32, I32, I32],
+    code: [
+      op.doWhile(
+        ...[get(l.desc), ...times(l.slot, 4), op.add, set(l.at)],
+        ...[...times(l.i, 2), tee(l.b4), op.load32(SCRATCH_MEM, SCRATCH.id), set(l.id)],
+        ...putUsed(l, SRC, [op.const(0)], l.id, [get(l.i), op.eqz], 0),
+        // A chain may have taken several slots, at most a lap.
+        ...[get(l.slot), get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.slots), op.add, tee(l.slot), get(l.num), op.geU],
+        op.if(
+          ...[get(l.slot), get(l.num), op.sub, set(l.slot)],
+          ...[get(l.avail), op.const(AVAIL_USED), op.xor, set(l.avail)],
+        ),
+        ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.n), op.ltU],
+      ),
+    ],
+  };
+}
+
+export interface PackedExports {
+  takePacked(...args: [...RingArgs, ...ChunkArgs, window: number, from: number, n: number, segment: number]): number;
+  fillPacked(...args: [...RingArgs, ...ChunkArgs, ...FillArgs]): number;
+  completePacked(...args: [...RingArgs, n: number]): void;
+}
+
+if (VRING_PACKED_DESC.size !== 16 || DESC.id !== DESC.len + 4)
+  throw new RangeError('the stores here count on this layout');
+
+export const packedFunctions = (): FunctionBody[] => [takeFunction(), fillFunction(), completeFunction()];

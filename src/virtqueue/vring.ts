@@ -1,0 +1,109 @@
+/**
+ * The device side of a virtqueue, of either format: what SplitRing and PackedRing have in common, and what is asked of both.
+ *
+ * Buffers are used in the order in which they were made available, always; so a ring has one position, from which available
+ * buffers are taken and where used ones are put. A position is counted in *slots*: entries of a split ring's avail and used rings,
+ * descriptors of a packed ring. `ahead` is a distance in slots from the position.
+ * @see VIRTIO 1.2 §2.6–2.8
+ */
+import type { AddressMap } from '../mem/address-map.ts';
+import type { WindowViews } from '../mem/window.ts';
+import type { Caller } from '../sys/eventfd.ts';
+import { FAULT_NONE } from './fault.ts';
+import type { RingConfig } from './ring-config.ts';
+import type { SegmentList } from './segments.ts';
+
+const NO_FD = -1;
+
+export abstract class Vring {
+  abstract readonly packed: boolean;
+  /** the window that holds the ring and all its parts that fast paths use, or −1 */
+  abstract readonly window: number;
+  readonly num: number;
+  map: AddressMap;
+  /** this thread's windows, by id */
+  readonly windows: readonly WindowViews[];
+  readonly eventIdx: boolean;
+  readonly indirect: boolean;
+  readonly inOrder: boolean;
+  readonly kickFd: number;
+  callFd: number;
+  readonly #caller: Caller;
+
+  /** slots known to be available from the position on; a packed ring that has one says `num` */
+  ready = 0;
+  /** of the chain that `chainAt` walked last: what its used element must name, and the slots it takes */
+  chainId = 0;
+  chainSlots = 0;
+  /** one of FAULT_…; a ring at fault is not touched any more */
+  fault = FAULT_NONE;
+  /** the halves of the I/O virtual address that `chainAt` found no translation for, and whether it was to be written */
+  missLo = 0;
+  missHi = 0;
+  missWrite = false;
+  /** notifications asked for and held back, and those the call eventfd did not take */
+  calls = 0;
+  callsSuppressed = 0;
+  callsFailed = 0;
+
+  /** `windows` is by window id and holds those that the config and `map` name. */
+  constructor(config: RingConfig, map: AddressMap, windows: readonly WindowViews[], caller: Caller) {
+    this.num = config.num;
+    this.map = map;
+    this.windows = windows;
+    this.eventIdx = config.eventIdx;
+    this.indirect = config.indirect;
+    this.inOrder = config.inOrder;
+    this.kickFd = config.kickFd;
+    this.callFd = config.callFd;
+    this.#caller = caller;
+  }
+
+  /** Where the ring stands, as GET_VRING_BASE has it for its format. */
+  abstract get base(): number;
+
+  /**
+   * Looks for available slots, and orders that before reading what is in them. @returns `ready`; 0 also when the ring is at fault
+   */
+  abstract refresh(): number;
+
+  /**
+   * Appends the memory of the chain in the slot `ahead` to `out`; its id and slots are then in `chainId` and `chainSlots`.
+   * @param direction VRING_DESC_F_WRITE if the device writes the chain, 0 if it reads it
+   * @returns its bytes, or one of CHAIN_…
+   */
+  abstract chainAt(ahead: number, direction: number, out: SegmentList): number;
+
+  /** Fills the used element `ahead`: chain `id`, of which `len` bytes were written. The driver sees it after `publish`. */
+  abstract putUsed(ahead: number, id: number, len: number): void;
+
+  /** Shows the driver what was filled, and moves the position `slots` on. @param written the device wrote into the buffers */
+  abstract publish(slots: number, written: boolean): void;
+
+  /** Asks the driver not to kick: the ring is polled. */
+  abstract suppressKicks(): void;
+
+  /**
+   * Asks the driver to kick for the next buffer. The caller then refreshes once more: what came before the wish was seen
+   * would otherwise wait for ever.
+   */
+  abstract wantKicks(): void;
+
+  /** True if the driver wants to know of what was published since it was last asked. */
+  protected abstract callWanted(): boolean;
+
+  /**
+   * Notifies the driver if it wants to know of what was published since the last time. The load of its wish comes after the
+   * store that published, both sequentially consistent: no notification is lost (§2.7.7, §2.7.10, §2.8.10).
+   */
+  notify(): void {
+    // Asked even without an eventfd: one may come later, and what the driver wants is told from the last time it was asked.
+    const wanted = this.callWanted();
+    if (this.callFd === NO_FD || !wanted) {
+      this.callsSuppressed++;
+      return;
+    }
+    this.calls++;
+    if (!this.#caller.call(this.callFd)) this.callsFailed++;
+  }
+}
