@@ -54,11 +54,13 @@ export class PackedRing extends Vring {
 
   /**
    * The ring goes on at the used position of its base: a back end hands every buffer back before it stops, so what is available
-   * behind it has not been done.
+   * behind it has not been done. Where the base has none, zero, the avail position counts: DPDK's virtio-user gives no more than
+   * that, and its vhost library answers no more, which then comes to us when the guest migrates.
    */
   constructor(config: RingConfig, map: AddressMap, windows: readonly WindowViews[], caller: Caller) {
     super(config, map, windows, caller);
-    const { desc, avail, used, base } = config;
+    const { desc, avail, used } = config;
+    const base = config.base >>> 16 || config.base & 0xffff;
     this.window = desc.window;
     this.descOff = desc.off;
     this.#u16 = windows[desc.window].u16;
@@ -68,8 +70,8 @@ export class PackedRing extends Vring {
     this.#deviceEvent = windows[used.window].u16;
     this.#deviceIdx = used.off >> 1;
     // a base beyond the ring is the front end's mistake, and its alone
-    this.next = ((base >>> 16) & INDEX_MASK) % config.num;
-    this.wrap = base >>> 31;
+    this.next = (base & INDEX_MASK) % config.num;
+    this.wrap = base >>> VRING_PACKED_EVENT_F_WRAP_CTR;
     this.suppressKicks();
   }
 
