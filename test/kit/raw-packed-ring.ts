@@ -56,6 +56,8 @@ export class RawPackedRing extends RawRing {
   readonly #offered = new Map<number, Offered[]>();
   #slotsOffered = 0;
   #usedCount: number;
+  /** slots that the device has handed back, as far as it has been looked at */
+  slotsUsed = 0;
   readonly #usedElements: { id: number; len: number }[] = [];
   /** what the ring must look like */
   readonly #image: Buffer;
@@ -232,6 +234,7 @@ export class RawPackedRing extends RawRing {
     this.#usedCount = (this.#usedCount + 1) & 0xffff;
     this.#usedNext = this.#after(this.#usedNext, chain.slots);
     this.#slotsOffered -= chain.slots;
+    this.slotsUsed += chain.slots;
   }
 
   get usedIdx(): number {

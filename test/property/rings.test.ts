@@ -364,3 +364,18 @@ for (const format of FORMATS) {
       );
     });
 }
+
+for (const num of [32768, 32767])
+  test(`packed rings of ${num} descriptors: a lap and more, and nothing changes`, () => {
+    const sizes = { txNum: num, rxNum: num, start: (num - 600) | 0x8000 };
+    const more = { header: 'mergeable', sourceHeader: 12, eventIdx: true, indirect: false, inOrder: false } as const;
+    fc.assert(
+      fc.property(fc.noShrink(fc.integer()), (seed) => {
+        run({ format: 'packed', seed, ...sizes, ...more }, ({ tx, rx }) => {
+          const laps = [tx, rx].map(({ ring }) => (ring as RawPackedRing).slotsUsed / num);
+          return Math.min(...laps) > 1.1;
+        });
+      }),
+      { numRuns: 1 },
+    );
+  });
