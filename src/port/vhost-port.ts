@@ -95,16 +95,21 @@ export class VhostPort implements Port {
     const { windows, caller } = this.#tools;
     const Ring = config.format === 'packed' ? PackedRing : SplitRing;
     const ring = new Ring(config, this.#map as AddressMap, windows, caller);
-    this.#vrings[index] = { index, net: new NetVring(ring, features, counters), errFd, enabled };
-    this.#choose();
+    this.#set(index, { index, net: new NetVring(ring, features, counters), errFd, enabled });
   }
 
   /** Stops a vring. @returns where it stands, or undefined if it was not started. */
   stopVring(index: number): number | undefined {
     const base = this.#vrings[index]?.net.ring.base;
-    this.#vrings[index] = undefined;
-    this.#choose();
+    this.#set(index, undefined);
     return base;
+  }
+
+  /** Vrings are started in any order: those before it that are not there yet are undefined, and no holes, which filter leaves out. */
+  #set(index: number, vring: StartedVring | undefined): void {
+    while (this.#vrings.length < index) this.#vrings.push(undefined);
+    this.#vrings[index] = vring;
+    this.#choose();
   }
 
   enableVring(index: number, enabled: boolean): void {

@@ -30,6 +30,9 @@ const CONFIG: SwitchConfig = {
   maxPorts: 8,
 };
 
+/** More than any test fills its rings for. */
+const MAX_ROUNDS = 10_000;
+
 /** What an lcore has told, one line each, e.g. `registered 0`. */
 export class TestSwitch {
   readonly lcore: Lcore;
@@ -57,7 +60,7 @@ export class TestSwitch {
 
   /** Polls until nothing comes any more. */
   settle(): void {
-    while (this.lcore.poll() > 0);
+    for (let rounds = 0; this.lcore.poll() > 0; rounds++) assert.ok(rounds < MAX_ROUNDS, 'the rings run dry');
   }
 }
 
@@ -82,6 +85,8 @@ export interface GuestOptions extends RingOptions {
   readonly enabled?: boolean;
   readonly ram?: Ram;
   readonly pairs?: number;
+  /** no ring is started yet */
+  readonly stopped?: boolean;
 }
 
 /** Bytes of a transmit slot: header and the longest frame tried. */
@@ -164,15 +169,8 @@ export class TestGuest {
   readonly #block = counterBlock(PORT_SLOTS);
 
   constructor(target: TestSwitch, id: number, options: GuestOptions = {}) {
-    const {
-      num = 64,
-      buffers = num,
-      bufferBytes = 2048,
-      enabled = true,
-      ram = new Ram(),
-      pairs = 1,
-      ...more
-    } = options;
+    const { num = 64, buffers = num, bufferBytes = 2048, enabled = true, ...others } = options;
+    const { ram = new Ram(), pairs = 1, stopped = false, ...more } = others;
     const ring = { format: FORMAT, ...more };
     this.id = id;
     this.ram = ram;
@@ -180,7 +178,7 @@ export class TestGuest {
     this.pairs = Array.from({ length: pairs }, () => new TestPair(ram, num, buffers, bufferBytes, ring));
     target.lcore.addPort(id, this.#block);
     target.lcore.setMemory(id, ram.memory);
-    this.start(enabled);
+    if (!stopped) this.start(enabled);
   }
 
   /** The rings of the first pair. */
