@@ -75,9 +75,10 @@ export class VhostPort implements Port {
     return [...this.#tx.keys()].filter((pair) => this.#tx[pair] !== undefined);
   }
 
-  /** The ring of a transmit queue that a sleeping lcore waits for, while it is in use. */
+  /** The ring of a transmit queue that a sleeping lcore waits for, while it is in use; not one that waits for a translation itself. */
   txRing(queue: number): Vring | undefined {
-    return this.#tx[queue]?.net.ring;
+    const net = this.#tx[queue]?.net;
+    return net?.waiting === true ? undefined : net?.ring;
   }
 
   /** New guest memory. Started rings go on in it; their own places have not moved. */

@@ -52,7 +52,8 @@ export class TestSwitch {
       {
         onRegistered: tell('registered'),
         onDuplicate: tell('duplicate'),
-        onMiss: (port, vring, iova) => this.events.push(`miss ${port}/${vring} 0x${iova.toString(16)}`),
+        onMiss: (port, vring, iova, write) =>
+          this.events.push(`miss ${port}/${vring} 0x${iova.toString(16)} ${write ? 'write' : 'read'}`),
         onFault: (port, vring, fault) => this.events.push(`fault ${port}/${vring} ${FAULTS[fault].name}`),
       },
     );
@@ -123,6 +124,11 @@ class TestPair {
   /** Where a frame's header goes: of the next one, unless `i` says of which. */
   txSlot(i = this.#txNext): RamPlace {
     return { addr: this.#txSlots.addr + i * TX_SLOT, off: this.#txSlots.off + i * TX_SLOT };
+  }
+
+  /** Where receive buffer `i` begins, with its header. */
+  rxBuffer(i: number): RamPlace {
+    return { addr: this.#rxBuffers.addr + i * this.#rxBytes, off: this.#rxBuffers.off + i * this.#rxBytes };
   }
 
   send(frames: readonly Buffer[]): void {
@@ -218,6 +224,11 @@ export class TestGuest {
   /** Where a frame's header goes in the first pair: of the next one, unless `i` says of which. */
   txSlot(i?: number): RamPlace {
     return this.pairs[0].txSlot(i);
+  }
+
+  /** Where receive buffer `i` of the first pair begins, with its header. */
+  rxBuffer(i: number): RamPlace {
+    return this.pairs[0].rxBuffer(i);
   }
 
   /** Puts frames on the first pair's TX ring, one descriptor each, without polling. */
