@@ -67,8 +67,7 @@ export async function runSwitch(
   failed.promise.catch(() => {});
   const running = await VhostSwitch.start({
     ...options,
-    lcore: options.cores?.worker.lcore ?? 0,
-    cpus: options.cores?.worker.cpus ?? [],
+    lcores: options.cores?.workers ?? [{ lcore: 0, cpus: [] }],
     config: {
       learning: options.learning,
       vm2vm: options.vm2vm,

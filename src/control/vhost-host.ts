@@ -51,9 +51,12 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
   constructor(options: VhostHostOptions) {
     super();
     this.#options = options;
-    this.#table = new PortTable(options.maxDevices ?? 64, new Caller(new Int32Array(1), 0), (id, vring, fault) => {
-      const port = this.#table.ports[id];
-      if (port !== undefined) this.emit('fault', port, vring, FAULTS[fault].text);
+    this.#table = new PortTable(options.maxDevices ?? 64, new Caller(new Int32Array(1), 0), {
+      onFault: (id, vring, fault) => {
+        const port = this.#table.ports[id];
+        if (port !== undefined) this.emit('fault', port, vring, FAULTS[fault].text);
+      },
+      onMiss: () => {},
     });
     this.#server = new VhostUserServer({
       path: options.path,

@@ -1,10 +1,11 @@
 /**
- * A running switch: sockets, devices and the lcore between them. Packets never come here.
+ * A running switch: sockets, devices and the lcores between them. Packets never come here.
  */
-import { LcoreThread, type LcoreThreadEvents } from '../lcore/lcore-thread.ts';
+import { LcoreGroup, type LcorePlace } from '../lcore/lcore-group.ts';
+import type { LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
-import { counterBlock, PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts';
+import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
 import { type ConnectionInfo, VhostUserServer } from '../vhost-user/server.ts';
@@ -24,9 +25,8 @@ export interface VhostSwitchOptions {
   /** offer mergeable receive buffers */
   readonly mergeable: boolean;
   readonly poll: 'adaptive' | 'busy';
-  /** the lcore's number, and the CPUs it runs on; none for any */
-  readonly lcore: number;
-  readonly cpus: readonly number[];
+  /** the lcores that switch, at least one */
+  readonly lcores: readonly LcorePlace[];
   readonly config: SwitchConfig;
   readonly log: Log;
   /** Lines of the original program, to be printed as they are. */
@@ -42,13 +42,14 @@ export interface DeviceInfo {
   /** its registered address, or undefined */
   readonly mac: string | undefined;
   readonly counters: Record<PortCounter, number>;
+  /** by vring: 2n receives and 2n + 1 transmits, from the guest's side, for queue pair n; undefined if it was never started */
+  readonly vrings: readonly (Record<VringCounter, number> | undefined)[];
 }
 
 interface Entry {
   readonly device: NetDevice;
   readonly socket: string;
   readonly name: string;
-  readonly block: SharedArrayBuffer;
   mac: string | undefined;
   /** being disconnected for what it did; that is told once, however often it shows */
   doomed: boolean;
@@ -68,7 +69,7 @@ export class VhostSwitch {
   readonly #servers: VhostUserServer[] = [];
   /** devices that come and go, however fast front ends reconnect */
   readonly #comings: LimitedLog;
-  #lcore: LcoreThread | undefined;
+  #lcores: LcoreGroup | undefined;
 
   private constructor(options: VhostSwitchOptions) {
     this.#options = options;
@@ -78,7 +79,7 @@ export class VhostSwitch {
     if (reason !== undefined) options.log('warn', `guest memory is copied in TypeScript, which is slower: ${reason}`);
   }
 
-  /** Starts the lcore and listens. Rejects, with nothing left behind, when a socket or a CPU cannot be had. */
+  /** Starts the lcores and listens. Rejects, with nothing left behind, when a socket or a CPU cannot be had. */
   static async start(options: VhostSwitchOptions): Promise<VhostSwitch> {
     const running = new VhostSwitch(options);
     try {
@@ -91,7 +92,7 @@ export class VhostSwitch {
   }
 
   async #start(): Promise<void> {
-    const { config, poll, cpus, onFatal } = this.#options;
+    const { config, poll, lcores, onFatal } = this.#options;
     const events: LcoreThreadEvents = {
       onRegistered: (port, first, last) => this.#onRegistered(port, macText(first, last)),
       onDuplicate: (port) =>
@@ -100,10 +101,11 @@ export class VhostSwitch {
         ),
       onFault: (port, vring, fault) =>
         this.#options.log('error', `${this.#entries[port]?.name}: vring ${vring} stopped: ${FAULTS[fault].text}`),
+      onMiss: (port, vring, iova, write) => this.#entries[port]?.device.onIotlbMiss(vring, iova, write),
       onStuckCall: (fd) => this.#disconnect((device) => device.hasCallFd(fd), 'its call eventfd is full and blocking'),
       onDeath: onFatal,
     };
-    this.#lcore = await LcoreThread.start({ config, poll, cpus }, events);
+    this.#lcores = await LcoreGroup.start({ config, poll, lcores, pool: this.#pool }, events);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#servers.push(this.#listen(path));
   }
@@ -124,18 +126,18 @@ export class VhostSwitch {
     let id = 0;
     while (this.#entries[id] !== undefined) id++;
     if (id >= this.#options.config.maxPorts) return undefined;
-    const lcore = this.#lcore as LcoreThread;
+    const lcores = this.#lcores as LcoreGroup;
     info.name = `socket ${info.path}: device ${id}`;
-    const device: NetDevice = new NetDevice(id, this.#options.mergeable, this.#pool, lcore, {
+    const device: NetDevice = new NetDevice(id, this.#options.mergeable, this.#pool, lcores, {
       onReady: () => this.#options.log('info', `${info.name}: ready`),
       onStopped: () => this.#options.log('info', `${info.name}: stopped`),
       onDestroyed: () => this.#onDestroyed(id),
       onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
     });
-    const block = counterBlock(PORT_SLOTS);
-    this.#entries[id] = { device, socket: info.path, name: info.name, block, mac: undefined, doomed: false };
-    lcore.addPort(id, block).catch((error) => this.#options.onFatal(error));
-    this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${this.#options.lcore}`);
+    this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, doomed: false };
+    const { lcore, done } = lcores.addPort(id);
+    done.catch((error) => this.#options.onFatal(error));
+    this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
   }
 
@@ -168,20 +170,22 @@ export class VhostSwitch {
 
   /** The devices, by number. */
   get devices(): DeviceInfo[] {
+    const lcores = this.#lcores as LcoreGroup;
     return this.#entries
       .filter((entry) => entry !== undefined)
-      .map(({ device, socket, mac, block }) => ({
-        id: device.id,
+      .map(({ device: { id }, socket, mac }) => ({
+        id,
         socket,
         mac,
-        counters: readCounters(PORT_SLOTS, block),
+        counters: readCounters(PORT_SLOTS, lcores.counters(id)),
+        vrings: lcores.vringCounters(id).map((block) => block && readCounters(VRING_SLOTS, block)),
       }));
   }
 
-  /** Closes the sockets and their connections, and ends the lcore. */
+  /** Closes the sockets and their connections, and ends the lcores. */
   async close(): Promise<void> {
     await Promise.all(this.#servers.map((server) => server.close()));
-    await this.#lcore?.stop();
+    await this.#lcores?.stop();
     this.#comings.flush();
     process.off('SIGBUS', this.#onSigbus);
   }

@@ -71,9 +71,15 @@ export class PortTable {
     this.#port(id).setMemory(memory);
   }
 
-  /** `counters`: a block of VRING_SLOTS. */
-  startVring(id: number, vring: number, config: VringConfig, counters = counterBlock(VRING_SLOTS)): void {
-    this.#port(id).startVring(vring, config, new Float64Array(counters));
+  /** `counters`: a block of VRING_SLOTS. `state`: what lcores share of a ring that several of them use. */
+  startVring(
+    id: number,
+    vring: number,
+    config: VringConfig,
+    counters = counterBlock(VRING_SLOTS),
+    state?: SharedArrayBuffer,
+  ): void {
+    this.#port(id).startVring(vring, config, new Float64Array(counters), state);
     this.#choosePolled();
   }
 

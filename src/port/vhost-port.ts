@@ -90,20 +90,32 @@ export class VhostPort implements Port {
     }
   }
 
-  /** Starts a stopped vring, which counts into `counters` (VRING_SLOTS). `setMemory` has come before. */
-  startVring(index: number, { ring: config, features, enabled, errFd }: VringConfig, counters: Float64Array): void {
+  /**
+   * Starts a stopped vring, which counts into `counters` (VRING_SLOTS). `setMemory` has come before. @param state what lcores share
+   * of a ring that several of them use
+   */
+  startVring(
+    index: number,
+    { ring: config, features, enabled, errFd }: VringConfig,
+    counters: Float64Array,
+    state?: SharedArrayBuffer,
+  ): void {
     const { windows, caller } = this.#tools;
     const Ring = config.format === 'packed' ? PackedRing : SplitRing;
-    const ring = new Ring(config, this.#map as AddressMap, windows, caller);
+    const ring = new Ring(config, this.#map as AddressMap, windows, caller, state);
     this.#vrings[index] = { index, net: new NetVring(ring, features, counters), errFd, enabled };
     this.#choose();
   }
 
   /** Stops a vring. @returns where it stands, or undefined if it was not started. */
   stopVring(index: number): number | undefined {
-    const base = this.#vrings[index]?.net.ring.base;
+    const ring = this.#vrings[index]?.net.ring;
     this.#vrings[index] = undefined;
     this.#choose();
+    if (ring === undefined) return undefined;
+    ring.enter();
+    const { base } = ring;
+    ring.leave();
     return base;
   }
 
@@ -127,7 +139,7 @@ export class VhostPort implements Port {
     this.#tx = usable.filter((_, index) => index % 2 === 1);
   }
 
-  receive(queue: number): number {
+  receive(queue = 0): number {
     const { burst } = this.#tools.ringStage;
     const tx = this.#tx[queue];
     if (tx === undefined || tx.net.waiting) {
@@ -191,7 +203,16 @@ export class VhostPort implements Port {
       counters[PORT_SLOTS.rx_drop_iotlb_miss] += to - from;
       return 0;
     }
+    net.ring.enter();
+    if (net.ring.fault !== FAULT_NONE) {
+      // another lcore has found that, and told it
+      net.ring.leave();
+      this.#choose();
+      counters[PORT_SLOTS.rx_drop_fault] += to - from;
+      return 0;
+    }
     const delivered = enqueuer.enqueue(net, list, from, to);
+    net.ring.leave();
     counters[PORT_SLOTS.rx_packets] += net.packets;
     counters[PORT_SLOTS.rx_bytes] += net.bytes;
     if (delivered < to - from) {
@@ -206,7 +227,7 @@ export class VhostPort implements Port {
     return delivered;
   }
 
-  complete(queue: number): void {
+  complete(queue = 0): void {
     const vring = this.#vrings[2 * queue + 1];
     if (vring === undefined) return;
     completeBurst(vring.net, this.#tools.ringStage);

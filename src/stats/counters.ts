@@ -91,12 +91,18 @@ export function counterBlock(table: SlotTable): SharedArrayBuffer {
   return new SharedArrayBuffer(8 * Object.keys(table).length);
 }
 
+/** Adds a block of counters, as they are now, to `total`. */
+export function addBlock(total: Float64Array, block: SharedArrayBuffer): void {
+  const values = new Float64Array(block);
+  for (let slot = 0; slot < total.length; slot++) total[slot] += values[slot];
+}
+
 /** The counters of a block, as they are now, by name. */
 export function readCounters<Name extends string>(
   table: SlotTable<Name>,
-  block: SharedArrayBuffer,
+  block: ArrayBufferLike | Float64Array,
 ): Record<Name, number> {
-  const values = new Float64Array(block);
+  const values = block instanceof Float64Array ? block : new Float64Array(block);
   const names = Object.keys(table) as Name[];
   return Object.fromEntries(names.map((name) => [name, values[table[name]]])) as Record<Name, number>;
 }

@@ -7,6 +7,9 @@ import { netHeaderSize, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import type { Vring } from '../virtqueue/vring.ts';
 import { type Burst, TALLY_BROADCAST, TALLY_BYTES, TALLY_GROUP, TALLY_SIZES } from './burst.ts';
 
+/** True for the vrings that the guest transmits by: 2n + 1 of pair n; vring 2n receives (VIRTIO 1.2 §5.1.2). */
+export const isTransmit = (vring: number) => vring % 2 === 1;
+
 export class NetVring {
   readonly ring: Vring;
   /** bytes of virtio_net_hdr in front of every packet */

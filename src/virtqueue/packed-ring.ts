@@ -22,7 +22,7 @@ import { appendBuffer, appendIndirect, CHAIN_NONE, chainFault, MAX_CHAIN_BYTES }
 import { FAULT_ADDRESS, FAULT_CHAIN_LOOP, FAULT_INDIRECT } from './fault.ts';
 import type { RingConfig } from './ring-config.ts';
 import { MAX_SEGMENTS, type SegmentList } from './segments.ts';
-import { Vring } from './vring.ts';
+import { STATE_FORMAT, Vring } from './vring.ts';
 
 /** An available descriptor has the one of these flags that its lap's wrap counter says; a used one both or neither (§2.8.1). */
 export const AVAIL = 1 << VRING_PACKED_DESC_F_AVAIL;
@@ -56,8 +56,14 @@ export class PackedRing extends Vring {
    * The ring goes on at the used position of its base: a back end hands every buffer back before it stops, so what is available
    * behind it has not been done.
    */
-  constructor(config: RingConfig, map: AddressMap, windows: readonly WindowViews[], caller: Caller) {
-    super(config, map, windows, caller);
+  constructor(
+    config: RingConfig,
+    map: AddressMap,
+    windows: readonly WindowViews[],
+    caller: Caller,
+    state?: SharedArrayBuffer,
+  ) {
+    super(config, map, windows, caller, state);
     const { desc, avail, used, base } = config;
     this.window = desc.window;
     this.descOff = desc.off;
@@ -71,6 +77,20 @@ export class PackedRing extends Vring {
     this.next = ((base >>> 16) & INDEX_MASK) % config.num;
     this.wrap = base >>> 31;
     this.suppressKicks();
+  }
+
+  protected load(state: Int32Array): void {
+    this.next = state[STATE_FORMAT];
+    this.wrap = state[STATE_FORMAT + 1];
+    this.#unsignalled = state[STATE_FORMAT + 2];
+    this.#signalledValid = state[STATE_FORMAT + 3] === 1;
+  }
+
+  protected save(state: Int32Array): void {
+    state[STATE_FORMAT] = this.next;
+    state[STATE_FORMAT + 1] = this.wrap;
+    state[STATE_FORMAT + 2] = this.#unsignalled;
+    state[STATE_FORMAT + 3] = this.#signalledValid ? 1 : 0;
   }
 
   get base(): number {

@@ -24,7 +24,7 @@ import {
 } from './fault.ts';
 import type { RingConfig } from './ring-config.ts';
 import { MAX_SEGMENTS, type SegmentList } from './segments.ts';
-import { Vring } from './vring.ts';
+import { STATE_FORMAT, Vring } from './vring.ts';
 
 export class SplitRing extends Vring {
   readonly packed = false;
@@ -58,8 +58,14 @@ export class SplitRing extends Vring {
    * The ring goes on behind the last used entry: a back end hands every buffer back before it stops, so what is available behind
    * it has not been done, whoever stopped how.
    */
-  constructor(config: RingConfig, map: AddressMap, windows: readonly WindowViews[], caller: Caller) {
-    super(config, map, windows, caller);
+  constructor(
+    config: RingConfig,
+    map: AddressMap,
+    windows: readonly WindowViews[],
+    caller: Caller,
+    state?: SharedArrayBuffer,
+  ) {
+    super(config, map, windows, caller, state);
     this.mask = config.num - 1;
     const { desc, avail, used } = config;
     this.window = desc.window === avail.window && desc.window === used.window ? desc.window : -1;
@@ -78,6 +84,18 @@ export class SplitRing extends Vring {
     this.next = Atomics.load(this.used16, this.usedIdx16 + 1);
     this.#signalled = this.next;
     this.suppressKicks();
+  }
+
+  protected load(state: Int32Array): void {
+    this.next = state[STATE_FORMAT];
+    this.#signalled = state[STATE_FORMAT + 1];
+    this.#signalledValid = state[STATE_FORMAT + 2] === 1;
+  }
+
+  protected save(state: Int32Array): void {
+    state[STATE_FORMAT] = this.next;
+    state[STATE_FORMAT + 1] = this.#signalled;
+    state[STATE_FORMAT + 2] = this.#signalledValid ? 1 : 0;
   }
 
   get base(): number {

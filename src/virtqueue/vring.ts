@@ -9,11 +9,23 @@
 import type { AddressMap } from '../mem/address-map.ts';
 import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
+import { acquire, release } from '../sys/lock.ts';
 import { FAULT_NONE } from './fault.ts';
 import type { RingConfig } from './ring-config.ts';
 import type { SegmentList } from './segments.ts';
 
 const NO_FD = -1;
+
+/** Words of what the lcores share of a ring that several of them use. */
+const STATE_LOCK = 0;
+const STATE_FAULT = 1;
+const STATE_STARTED = 2;
+/** and of the format's own from here on */
+export const STATE_FORMAT = 3;
+const STATE_WORDS = 8;
+
+/** What lcores share of one ring; each makes a Vring of its own over it. */
+export const sharedRingState = () => new SharedArrayBuffer(4 * STATE_WORDS);
 
 export abstract class Vring {
   abstract readonly packed: boolean;
@@ -45,9 +57,20 @@ export abstract class Vring {
   calls = 0;
   callsSuppressed = 0;
   callsFailed = 0;
+  readonly #state: Int32Array | undefined;
 
-  /** `windows` is by window id and holds those that the config and `map` name. */
-  constructor(config: RingConfig, map: AddressMap, windows: readonly WindowViews[], caller: Caller) {
+  /**
+   * `windows` is by window id and holds those that the config and `map` name. @param state what `sharedRingState` made, where several
+   * lcores use the ring: then it may be touched between `enter` and `leave` only
+   */
+  constructor(
+    config: RingConfig,
+    map: AddressMap,
+    windows: readonly WindowViews[],
+    caller: Caller,
+    state?: SharedArrayBuffer,
+  ) {
+    this.#state = state === undefined ? undefined : new Int32Array(state);
     this.num = config.num;
     this.map = map;
     this.windows = windows;
@@ -58,6 +81,30 @@ export abstract class Vring {
     this.callFd = config.callFd;
     this.#caller = caller;
   }
+
+  /** Takes the ring for this lcore, and learns what the others have done to it. */
+  enter(): void {
+    const state = this.#state;
+    if (state === undefined) return;
+    acquire(state, STATE_LOCK);
+    this.ready = 0;
+    this.fault = state[STATE_FAULT];
+    if (state[STATE_STARTED] === 1) this.load(state);
+    state[STATE_STARTED] = 1;
+  }
+
+  /** Lets the others have it. */
+  leave(): void {
+    const state = this.#state;
+    if (state === undefined) return;
+    state[STATE_FAULT] = this.fault;
+    this.save(state);
+    release(state, STATE_LOCK);
+  }
+
+  /** Reads the position and the like from shared words, from STATE_FORMAT on. */
+  protected abstract load(state: Int32Array): void;
+  protected abstract save(state: Int32Array): void;
 
   /** Where the ring stands, as GET_VRING_BASE has it for its format. */
   abstract get base(): number;

@@ -41,7 +41,7 @@ test("command line: the document's own lines are understood, and refused for the
     const parsed = parseCommandLine(words(line.replace('-p 0x1 ', '')));
     assert.deepEqual(parsed.sockets, ['usvhost']);
     assert.deepEqual(parsed.ignored, ['-n 4', '--huge-dir /', 'mnt/huge']);
-    assert.deepEqual([parsed.cores?.main.lcore, parsed.cores?.worker.lcore], [0, 1]);
+    assert.deepEqual([parsed.cores?.main.lcore, parsed.cores?.workers[0].lcore], [0, 1]);
     assert.equal(parsed.notes.length, line.includes('--dev-index') ? 2 : 1);
   }
 });
@@ -65,7 +65,7 @@ test("command line: the document's parameters take the values the document lists
 test('command line: without -- the options of both kinds may be mixed', () => {
   const parsed = parseCommandLine(words('--socket-file a -l 0-1 --stat 5 -n 4'));
   assert.deepEqual(
-    [parsed.sockets, parsed.statsSeconds, parsed.cores?.worker.lcore, parsed.ignored],
+    [parsed.sockets, parsed.statsSeconds, parsed.cores?.workers[0].lcore, parsed.ignored],
     [['a'], 5, 1, ['-n 4']],
   );
   assert.throws(() => parseCommandLine(['--socket', 'a']), {
