@@ -154,7 +154,9 @@ test('offload stage: the largest packets, with the longest headers, fit an empty
   }
   bench.stage.reset();
   assert.equal(bench.convert(offload(whole, 0, 0)), 1);
-  assert.equal(bench.convert(offload(whole, 0, 0), MAX_GSO_BYTES + 1), OFFLOAD_MALFORMED);
+  bench.place(Buffer.concat([whole.bytes, Buffer.alloc(1)]));
+  bench.stage.reset();
+  for (const type of [0, 4]) assert.equal(bench.convert(offload(whole, type, 1460)), OFFLOAD_MALFORMED);
 });
 
 test('offload stage: packets add up until there is no room, and none is lost or changed by that', () => {
@@ -271,6 +273,22 @@ test('offload stage: each byte of the guest is read once, whatever becomes of th
     bench.stage.reset();
     bench.convert(offload(whole, type, size));
     assert.deepEqual(once, bench.frames());
+  }
+});
+
+test('offload stage: nothing of a refused packet is read later, when its memory may be gone', () => {
+  const whole = packet({ version: 4, protocol: 'tcp', payload: counted(4000) });
+  for (const type of [0, 1]) {
+    const fickle = new FickleWindow(whole.bytes);
+    bench.windows[fickle.id] = fickle;
+    bench.segments.count = 0;
+    bench.segments.push(fickle.id, 0, whole.bytes.length);
+    bench.stage.reset();
+    assert.equal(bench.convert(offload(whole, type, 1448), whole.bytes.length + 1), OFFLOAD_MALFORMED);
+    const before = Uint8Array.from(fickle.reads);
+    bench.place(whole.bytes);
+    assert.ok(bench.convert(offload(whole, type, 1448)) > 0);
+    assert.deepEqual(fickle.reads, before);
   }
 });
 
