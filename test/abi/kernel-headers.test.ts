@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
+import * as ip from '../../src/uapi/ip.ts';
 import type { Layout } from '../../src/uapi/layout.ts';
 import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN } from '../../src/uapi/socket.ts';
 import * as vhostUser from '../../src/uapi/vhost-user.ts';
@@ -24,6 +25,13 @@ const HEADERS = [
   'linux/virtio_net.h',
   'linux/virtio_config.h',
   'linux/vhost.h',
+  'linux/if_ether.h',
+  'linux/in.h',
+  'linux/in6.h',
+  'linux/ip.h',
+  'linux/ipv6.h',
+  'linux/tcp.h',
+  'linux/udp.h',
 ];
 
 /** Where C names a field differently, or has it in a struct within. */
@@ -32,6 +40,13 @@ const FIELD_IN_C: Record<string, Record<string, string>> = {
     ['flags', 'gso_type', 'hdr_len', 'gso_size', 'csum_start', 'csum_offset'].map((field) => [field, `hdr.${field}`]),
   ),
   vhost_memory_region: { mmap_offset: 'flags_padding' }, // vhost-user's own use of the last 8 bytes
+};
+
+/** Fields that are bits in C, which have no offset. */
+const BIT_FIELDS: Record<string, readonly string[]> = {
+  iphdr: ['version_ihl'],
+  ipv6hdr: ['version'],
+  tcphdr: ['doff', 'flags'],
 };
 
 const LAYOUTS: readonly Layout<string>[] = [
@@ -48,6 +63,12 @@ const LAYOUTS: readonly Layout<string>[] = [
   IOVEC,
   MSGHDR,
   CMSGHDR,
+  ip.ETHHDR,
+  ip.IPHDR,
+  ip.IPV6HDR,
+  ip.IPV6_OPT_HDR,
+  ip.TCPHDR,
+  ip.UDPHDR,
 ];
 
 /** Constants of a TypeScript module or source text, by name. */
@@ -78,6 +99,7 @@ test('struct layouts are those of the C headers', { skip }, () => {
   for (const { name, size, off } of LAYOUTS) {
     ours.set(`sizeof(struct ${name})`, BigInt(size));
     for (const [field, at] of Object.entries(off)) {
+      if (BIT_FIELDS[name]?.includes(field)) continue;
       ours.set(`offsetof(struct ${name}, ${FIELD_IN_C[name]?.[field] ?? field})`, BigInt(at));
     }
   }
@@ -91,6 +113,7 @@ test('constants are those of the C headers', { skip }, () => {
     ...exportedConstants(virtio),
     ...exportedConstants(virtioNet),
     ...exportedConstants(vhostUser),
+    ...exportedConstants(ip),
     ...sysConstants(),
   ]);
   ours.delete('VHOST_VRING_F_LOG'); // the header has the bit's number, the protocol its value: below

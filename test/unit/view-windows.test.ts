@@ -7,6 +7,7 @@ const FILES = [
   'test/unit/hostile-ring.test.ts',
   'test/unit/switching.test.ts',
   'test/unit/receiving.test.ts',
+  'test/unit/offload-stage.test.ts',
 ];
 
 test('windows of koffi views: rings and switching do the same without WebAssembly', () => {
