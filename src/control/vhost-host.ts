@@ -51,7 +51,7 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
   constructor(options: VhostHostOptions) {
     super();
     this.#options = options;
-    this.#table = new PortTable(options.maxDevices ?? 64, new Caller(new Int32Array(1), 0), {
+    this.#table = new PortTable(options.maxDevices ?? 64, new Caller(new Int32Array(1), 0), this.#pool.acquire(), {
       onFault: (id, vring, fault) => {
         const port = this.#table.ports[id];
         if (port !== undefined) this.emit('fault', port, vring, FAULTS[fault].text);

@@ -46,7 +46,7 @@ export class Lcore {
   ) {
     this.#config = config;
     this.counters = counters;
-    this.#table = new PortTable(config.maxPorts, caller, events);
+    this.#table = new PortTable(config.maxPorts, caller, bounce, events);
     this.#bounce = this.#table.addWindow(bounce);
     this.#classifier = new Classifier(
       config,

@@ -10,7 +10,14 @@ import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import { NO_FD } from '../vhost/vhost-device.ts';
 import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { completeBurst, dequeueBurst } from '../virtio-net/dequeue.ts';
-import { DROP_FAULT, DROP_MISS, DROP_NO_BUFFER, DROP_TOO_BIG, type Enqueuer } from '../virtio-net/enqueue.ts';
+import {
+  DROP_BAD_OFFLOAD,
+  DROP_FAULT,
+  DROP_MISS,
+  DROP_NO_BUFFER,
+  DROP_TOO_BIG,
+  type Enqueuer,
+} from '../virtio-net/enqueue.ts';
 import { NetVring } from '../virtio-net/net-vring.ts';
 import type { RingStage } from '../virtio-net/ring-stage.ts';
 import { FAULT_NONE, FAULTS } from '../virtqueue/fault.ts';
@@ -219,6 +226,7 @@ export class VhostPort implements Port {
       counters[PORT_SLOTS.rx_drop_no_buffer] += enqueuer.drops[DROP_NO_BUFFER];
       counters[PORT_SLOTS.rx_drop_too_big] += enqueuer.drops[DROP_TOO_BIG];
       counters[PORT_SLOTS.rx_drop_fault] += enqueuer.drops[DROP_FAULT];
+      counters[PORT_SLOTS.rx_drop_bad_offload] += enqueuer.drops[DROP_BAD_OFFLOAD];
       counters[PORT_SLOTS.rx_drop_iotlb_miss] += enqueuer.drops[DROP_MISS];
       if (net.ring.fault !== FAULT_NONE) this.#stopFaulty(rx);
       else if (enqueuer.drops[DROP_MISS] > 0) this.#tellMiss(rx);

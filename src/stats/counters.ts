@@ -39,6 +39,7 @@ const PORT_COUNTERS = {
   ring_fault_direction: 'rings stopped: a write-only descriptor to read, or the other way round',
   ring_fault_indirect: 'rings stopped: a malformed or nested indirect table',
   tx_drop_bad_offload: 'frames whose header asks for an offload that makes no sense or was not negotiated',
+  rx_drop_bad_offload: 'frames that could not be cut into what the guest takes: their headers are malformed',
   rx_drop_iotlb_miss: 'frames lost while a translation was missing',
   ring_fault_no_header: 'rings stopped: a chain shorter than the packet header',
 } as const;
@@ -115,5 +116,8 @@ export function txDropped(counters: Record<PortCounter, number>): number {
 /** Frames meant for the guest that it did not get. */
 export function rxDropped(counters: Record<PortCounter, number>): number {
   const { rx_drop_no_buffer, rx_drop_too_big, rx_drop_fault, rx_drop_not_ready } = counters;
-  return rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready;
+  const { rx_drop_iotlb_miss, rx_drop_bad_offload } = counters;
+  return (
+    rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready + rx_drop_iotlb_miss + rx_drop_bad_offload
+  );
 }

@@ -2,7 +2,9 @@
  * Stage 2 of a packet's way: says for each packet of a burst where it goes, and learns where it came from.
  */
 import { PORT_SLOTS } from '../stats/counters.ts';
-import { type Burst, FRONT_WORDS, MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
+import { BAD_OFFLOAD, type Burst, FRONT_WORDS, MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
+import { NEED_CSUM } from '../virtio-net/offload.ts';
+import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import { LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MacTable, macTableBytes, NOT_FOUND } from './mac-table.ts';
 import type { OnDuplicate, OnRegistered, SwitchConfig } from './switch-config.ts';
 
@@ -81,7 +83,7 @@ export class Classifier {
     if (this.#config.learning === 'first' && !this.#admit(burst, port, counters, now)) return;
     for (let i = 0; i < count; ) {
       const from = i;
-      const malformed = malformedSlot(len[i], sourceFirst(front, i));
+      const malformed = malformedSlot(len[i], burst.needs[i], sourceFirst(front, i));
       const target = malformed < 0 ? this.#route(front, i, port, counters, now) : TARGET_DROP - malformed;
       i = malformed < 0 ? spread(burst, i, target) : i + 1;
       burst.dest[from] = Math.max(target, DEST_DROP);
@@ -178,8 +180,10 @@ function spread({ count, len, dest, front }: Burst, from: number, target: number
 }
 
 /** The counter for a frame whose length or source address is no good, or −1. */
-function malformedSlot(len: number, source: number): number {
+function malformedSlot(len: number, needs: number, source: number): number {
+  if (len === BAD_OFFLOAD) return PORT_SLOTS.tx_drop_bad_offload;
   if (len < ETHERNET_HEADER) return PORT_SLOTS.tx_drop_runt;
-  if (len > MAX_FRAME_BYTES + VLAN_TAG) return PORT_SLOTS.tx_drop_too_long;
+  const cut = (needs & ~NEED_CSUM) !== 0;
+  if (len > (cut ? MAX_GSO_BYTES : MAX_FRAME_BYTES + VLAN_TAG)) return PORT_SLOTS.tx_drop_too_long;
   return (source & GROUP_BIT) === 0 ? -1 : PORT_SLOTS.tx_drop_bad_source;
 }

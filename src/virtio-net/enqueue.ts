@@ -4,12 +4,14 @@
  */
 import { CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
+import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { VRING_DESC_F_WRITE } from '../uapi/virtio-ring.ts';
 import { CHAIN_FULL, CHAIN_MISS, CHAIN_NONE } from '../virtqueue/chain.ts';
 import { FAULT_CHAIN_LOOP, FAULT_NONE } from '../virtqueue/fault.ts';
 import { SegmentList } from '../virtqueue/segments.ts';
 import { type Burst, HEADER_BYTES } from './burst.ts';
 import type { NetVring } from './net-vring.ts';
+import { OFFLOAD_FULL, type OffloadStage } from './offload-stage.ts';
 import type { RingStage } from './ring-stage.ts';
 import { tallyPacket } from './tally.ts';
 
@@ -21,16 +23,20 @@ export const DROP_NO_BUFFER = 0;
 export const DROP_TOO_BIG = 1;
 export const DROP_FAULT = 2;
 export const DROP_MISS = 3;
-const DROPS = 4;
+export const DROP_BAD_OFFLOAD = 4;
+const DROPS = 5;
 
 const DELIVERED = -1;
-const NUM_BUFFERS = 10;
+const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 
 /** A thread's means to enqueue packets of its burst: scratch that is made once, and what the last call did. */
 export class Enqueuer {
   readonly #ringStage: RingStage;
   readonly #copyStage = new CopyStage();
+  readonly #offload: OffloadStage;
   readonly #windows: readonly WindowViews[];
+  /** one frame that the offload stage has made */
+  readonly #made = new SegmentList();
   readonly #buffers = new SegmentList();
   /** the chains that hold the packet at hand: what their used elements say, and the slots they take */
   readonly #chainId = new Int32Array(MAX_BUFFERS);
@@ -49,8 +55,9 @@ export class Enqueuer {
   #looked = false;
 
   /** `windows` is the thread's table, by window id. */
-  constructor(ringStage: RingStage, windows: readonly WindowViews[]) {
+  constructor(ringStage: RingStage, offload: OffloadStage, windows: readonly WindowViews[]) {
     this.#ringStage = ringStage;
+    this.#offload = offload;
     this.#windows = windows;
   }
 
@@ -84,6 +91,7 @@ export class Enqueuer {
       }
     }
     this.#flush();
+    this.#offload.reset();
     vring.count(burst.tally);
     if (this.#filled > 0) {
       ring.publish(this.#filled, true);
@@ -106,10 +114,59 @@ export class Enqueuer {
 
   /** Delivers one packet of any kind. @returns DELIVERED, or the DROP_ reason */
   #fillAny(vring: NetVring, burst: Burst, packet: number): number {
-    const { first, len, segments } = burst;
+    const { first, len, needs, segments } = burst;
+    if ((needs[packet] & ~vring.accepts) !== 0) return this.#fillMade(vring, burst, packet);
+    this.#header.fill(0);
+    if (needs[packet] !== 0) this.#passHeader(burst, packet);
     const status = this.#fillFrame(vring, segments, first[packet], first[packet + 1], len[packet]);
     if (status === DELIVERED) tallyPacket(burst, packet, len[packet]);
     return status;
+  }
+
+  /** The packet's own header, up to num_buffers; of its flags only what has been checked. */
+  #passHeader({ headerBytes }: Burst, packet: number): void {
+    for (let i = 0; i < HDR.num_buffers; i++) this.#header[i] = headerBytes[HEADER_BYTES * packet + i];
+    this.#header[HDR.flags] &= VIRTIO_NET_HDR_F_NEEDS_CSUM;
+  }
+
+  /**
+   * Delivers what the offload stage makes of a packet that the receiver does not take as it is.
+   * @returns DELIVERED, or why some frame of it, and all behind that one, were not
+   */
+  #fillMade(vring: NetVring, burst: Burst, packet: number): number {
+    const offload = this.#offload;
+    let n = this.#convert(burst, packet);
+    if (n === OFFLOAD_FULL) {
+      this.#flush();
+      offload.reset();
+      n = this.#convert(burst, packet);
+    }
+    if (n < 0) return DROP_BAD_OFFLOAD;
+    const made = this.#made;
+    for (let frame = offload.count - n; frame < offload.count; frame++) {
+      made.count = 0;
+      made.push(offload.window, offload.off[frame], offload.len[frame]);
+      this.#header.fill(0);
+      const status = this.#fillFrame(vring, made, 0, 1, offload.len[frame]);
+      if (status !== DELIVERED) return status;
+      tallyPacket(burst, packet, offload.len[frame]);
+    }
+    return DELIVERED;
+  }
+
+  #convert({ segments, first, len, header }: Burst, packet: number): number {
+    const at = HEADER_BYTES * packet;
+    return this.#offload.convert(
+      this.#windows,
+      segments,
+      first[packet],
+      first[packet + 1],
+      len[packet],
+      header.getUint8(at + HDR.gso_type),
+      header.getUint16(at + HDR.gso_size, true),
+      header.getUint16(at + HDR.csum_start, true),
+      header.getUint16(at + HDR.csum_offset, true),
+    );
   }
 
   /** Makes copies go from window `src` to window `dst` from now on. */
@@ -195,8 +252,8 @@ export class Enqueuer {
   #scatter(segments: SegmentList, first: number, end: number, headerLen: number, chains: number): void {
     const buffers = this.#buffers;
     const header = this.#header;
-    header[NUM_BUFFERS] = chains & 0xff;
-    header[NUM_BUFFERS + 1] = chains >> 8;
+    header[HDR.num_buffers] = chains & 0xff;
+    header[HDR.num_buffers + 1] = chains >> 8;
     let b = 0;
     let room = buffers.len[0];
     let off = buffers.off[0];
