@@ -155,9 +155,8 @@ export class DirtyLog {
   #markPiece(piece: number, from: number, to: number): void {
     const start = this.#rest[piece] - this.#from[piece];
     const base = this.#base[piece];
-    // A piece of 2 GiB that begins amid a byte of the bitmap has offsets of 32 bits.
-    const last = ((to - 1 + start) >>> 0) >>> PAGE_SHIFT;
-    for (let page = ((from + start) >>> 0) >>> PAGE_SHIFT; page <= last; page++)
+    const last = (to - 1 + start) >>> PAGE_SHIFT;
+    for (let page = (from + start) >>> PAGE_SHIFT; page <= last; page++)
       this.#note(base + (page >>> 3), 1 << (page & 7));
   }
 

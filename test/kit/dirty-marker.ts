@@ -8,8 +8,8 @@ interface Setup {
   readonly place: DirtyLogPlace;
   /** marks pages `first`, `first + step`, … below `end`, and flushes after `burst` of them */
   readonly marking: { readonly first: number; readonly step: number; readonly end: number; readonly burst: number };
-  /** how many threads are ready: all begin at once when there are `of` */
-  readonly ready: Int32Array;
+  /** counts the bursts that threads are about to flush; each waits for the others, so that `of` threads flush at once */
+  readonly pace: Int32Array;
   readonly of: number;
 }
 
@@ -22,18 +22,18 @@ export function markPages(setup: Setup): Promise<void> {
   });
 }
 
-function run({ window, place, marking, ready, of }: Setup): void {
+function run({ window, place, marking, pace, of }: Setup): void {
   const windows: ReturnType<typeof openWindow>[] = [];
   windows[window.id] = openWindow(window);
   const log = new DirtyLog(place, windows);
-  Atomics.add(ready, 0, 1);
-  while (Atomics.load(ready, 0) < of);
-  let n = 0;
-  for (let page = marking.first; page < marking.end; page += marking.step) {
-    log.markGuest(page * 4096, 1);
-    if (++n % marking.burst === 0) log.flush();
+  const { first, step, end, burst } = marking;
+  let bursts = 0;
+  for (let page = first; page < end; bursts++) {
+    for (let i = 0; i < burst && page < end; i++, page += step) log.markGuest(page * 4096, 1);
+    Atomics.add(pace, 0, 1);
+    while (Atomics.load(pace, 0) < of * (bursts + 1));
+    log.flush();
   }
-  log.flush();
 }
 
 if (!isMainThread && (workerData as Partial<Setup> | null)?.marking !== undefined) run(workerData as Setup);

@@ -169,36 +169,27 @@ test('dirty log: a log or a piece that does not fit its window is refused', () =
 });
 
 test('dirty log: threads that set bits of the same bytes, and a front end that takes them, lose none', async () => {
-  const PAGES = 400_000;
+  const PAGES = 96_000;
   const place: DirtyLogPlace = { window: logHandle.id, off: LOG_OFF, size: PAGES / 8, pages: [] };
   logWindow.u8.fill(0, LOG_OFF, LOG_OFF + place.size);
-  const ready = new Int32Array(new SharedArrayBuffer(4));
+  const pace = new Int32Array(new SharedArrayBuffer(4));
   const threads = [0, 1].map((first) =>
-    markPages({
-      window: logHandle,
-      place,
-      marking: { first, step: 2, end: PAGES, burst: 3 },
-      ready,
-      of: 2,
-    }),
+    markPages({ window: logHandle, place, marking: { first, step: 2, end: PAGES, burst: 8 }, pace, of: 2 }),
   );
-  let running = true;
-  const done = Promise.all(threads).then(() => {
-    running = false;
-  });
   const taken = new Set<number>();
-  let rounds = 0;
   const take = () => {
     for (const page of dirtyPages(logWindow, place, { take: true })) {
       assert.ok(!taken.has(page), `page ${page} came twice`);
       taken.add(page);
     }
   };
-  for (; running; rounds++) {
+  let rounds = 0;
+  const timer = setInterval(() => {
     take();
-    await new Promise((resolve) => setImmediate(resolve));
-  }
-  await done;
+    rounds++;
+  }, 2);
+  await Promise.all(threads);
+  clearInterval(timer);
   take();
   assert.equal(taken.size, PAGES);
   assert.ok(rounds > 0);
