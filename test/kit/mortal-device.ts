@@ -8,12 +8,15 @@ export interface MortalDriver {
   readonly outstanding: number;
   /** Makes up to `n` buffers available; `seed` makes for variety. */
   offer(n: number, seed: number): void;
-  collect(): void;
+  /** Takes what was used. @returns what the buffers were offered for, a number for each */
+  collect(): number[];
 }
 
 /** One life of a device. What it does in the ring and the records it does by way of its writer. */
 export interface MortalDevice {
   readonly writer: DyingWriter;
+  /** what the buffers that it has were offered for */
+  readonly wishes: readonly number[];
   start(): void;
   take(n: number): void;
   /** Hands back up to `n` of the buffers it has, from one that `seed` chooses. */
@@ -35,18 +38,25 @@ export const steps = fc.array(
   { minLength: 1, maxLength: 60 },
 );
 
-/** Stores in each life but the last. */
-export const lives = fc.array(fc.oneof(fc.nat(20), fc.nat(200)), { maxLength: 12 });
+/** When the device dies, and what the driver does before the next one is there. */
+export interface Fate {
+  /** stores in each life but the last */
+  readonly dieAfter: readonly number[];
+  /** buffers the driver offers between two lives, as far as it can */
+  readonly meanwhile: number;
+}
 
-/**
- * Runs the steps, then goes on until every buffer is back. The device dies after so many stores as `dieAfter` says of each of its
- * lives; while it is dead the driver collects and offers. @returns stores in each life
- */
+export const fates: fc.Arbitrary<Fate> = fc.record({
+  dieAfter: fc.array(fc.oneof(fc.nat(20), fc.nat(200)), { maxLength: 12 }),
+  meanwhile: fc.nat(3),
+});
+
+/** Runs the steps, then goes on until every buffer is back. @returns stores in each life */
 export function runLives(
   born: () => MortalDevice,
   driver: MortalDriver,
   all: readonly Step[],
-  dieAfter: readonly number[],
+  { dieAfter, meanwhile }: Fate,
 ): number[] {
   const stores: number[] = [];
   let device = born();
@@ -62,19 +72,24 @@ export function runLives(
     if (device.writer.live(() => what(device))) return;
     stores.push(device.writer.stores);
     driver.collect();
-    driver.offer((stores.length * 7) % 4, stores.length);
+    driver.offer(meanwhile, stores.length);
     start();
+  };
+  const collect = () => {
+    const { wishes } = device;
+    for (const wish of driver.collect())
+      assert.ok(!wishes.includes(wish), `${wish} looks used, and the device still has it`);
   };
   start();
   for (const { what, n, seed } of all) {
     if (what === 'offer') driver.offer(n, seed);
-    else if (what === 'collect') driver.collect();
+    else if (what === 'collect') collect();
     else act((alive) => alive[what](n, seed));
   }
   for (let i = 0; i < 100 && driver.outstanding > 0; i++) {
     act((alive) => alive.take(8));
-    act((alive) => alive.use(3, i));
-    driver.collect();
+    act((alive) => alive.use(1 + (i % 3), i));
+    collect();
   }
   assert.equal(driver.outstanding, 0, 'every buffer came back');
   return [...stores, device.writer.stores];
@@ -91,3 +106,15 @@ export const SCENARIO: readonly Step[] = Array.from({ length: 6 }, (_, i): Step[
   { what: 'use', n: i % 2 === 0 ? 8 : 2, seed: i },
   { what: 'use', n: 3, seed: 0 },
 ]).flat();
+
+/** Has `run` die at each store that the steps cause, and at each of the first `recovery` ones of the life that follows. */
+export function dieEverywhere(
+  all: readonly Step[],
+  recovery: number,
+  run: (all: readonly Step[], fate: Fate) => number[],
+): void {
+  const [stores] = run(all, { dieAfter: [], meanwhile: 0 });
+  for (const meanwhile of [0, 1, 3])
+    for (let first = 0; first < stores; first++)
+      for (let second = 0; second <= recovery; second++) run(all, { dieAfter: [first, second], meanwhile });
+}
