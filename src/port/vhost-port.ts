@@ -3,6 +3,7 @@
  * transmits for queue pair n (VIRTIO 1.2 §5.1.2), from the guest's side.
  */
 import { AddressMap } from '../mem/address-map.ts';
+import { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
@@ -57,6 +58,7 @@ export class VhostPort implements Port {
   readonly counters: Float64Array;
   readonly #tools: PortTools;
   #map: AddressMap | undefined;
+  #log: DirtyLog | undefined;
   /** by number */
   readonly #vrings: (StartedVring | undefined)[] = [];
   /** those that frames to the guest may be put into now: started, enabled, not at fault */
@@ -88,13 +90,21 @@ export class VhostPort implements Port {
   }
 
   /** New guest memory. Started rings go on in it; their own places have not moved. */
-  setMemory({ chunks, iotlb }: DeviceMemory): void {
+  setMemory({ chunks, iotlb, log }: DeviceMemory): void {
     this.#map = new AddressMap(chunks, iotlb);
+    this.#log = log && new DirtyLog(log, this.#tools.windows);
     for (const vring of this.#vrings) {
       if (vring === undefined) continue;
       vring.net.ring.map = this.#map;
       vring.net.waiting = false;
+      this.#setLog(vring.net.ring);
     }
+  }
+
+  /** The kick wish written before counts as well: the ring writes it again. */
+  #setLog(ring: Vring): void {
+    ring.log = this.#log;
+    if (this.#log !== undefined) ring.suppressKicks();
   }
 
   /**
@@ -110,6 +120,7 @@ export class VhostPort implements Port {
     const { windows, caller } = this.#tools;
     const Ring = config.format === 'packed' ? PackedRing : SplitRing;
     const ring = new Ring(config, this.#map as AddressMap, windows, caller, state);
+    this.#setLog(ring);
     this.#vrings[index] = { index, net: new NetVring(ring, features, counters), errFd, enabled };
     this.#choose();
   }

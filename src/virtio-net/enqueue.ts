@@ -3,6 +3,7 @@
  * source's memory, publishes them at once and notifies once.
  */
 import { CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
+import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { VRING_DESC_F_WRITE } from '../uapi/virtio-ring.ts';
@@ -104,7 +105,8 @@ export class Enqueuer {
   #fillPlain(vring: NetVring, burst: Burst, from: number, n: number): number {
     const { ring } = vring;
     const end = Math.min(n, from + ring.ready - this.#filled);
-    if (from >= end || ring.fault !== FAULT_NONE) return from;
+    // what is logged must be marked when it has been written: that is the general way's business
+    if (from >= end || ring.fault !== FAULT_NONE || ring.log !== undefined) return from;
     const src = this.#windows[burst.segments.window[burst.first[burst.list[from]]]];
     if (src === undefined) return from;
     const to = this.#ringStage.fill(vring, src, from, end, this.#filled);
@@ -220,6 +222,7 @@ export class Enqueuer {
       chains++;
     }
     this.#scatter(segments, first, end, headerLen, chains);
+    if (ring.log !== undefined) this.#mark(ring.log, need);
     let ahead = this.#filled;
     for (let c = 0; c < chains; c++) {
       ring.putUsed(ahead, this.#chainId[c], this.#chainLen[c]);
@@ -227,6 +230,17 @@ export class Enqueuer {
     }
     this.#filled = ahead;
     return DELIVERED;
+  }
+
+  /** Marks the first `need` bytes of the buffers listed in `#buffers`, once they have been written. */
+  #mark(log: DirtyLog, need: number): void {
+    this.#flush();
+    const { window, off, len } = this.#buffers;
+    let left = need;
+    for (let b = 0; left > 0; b++) {
+      log.mark(window[b], off[b], Math.min(left, len[b]));
+      left -= len[b];
+    }
   }
 
   /** As Vring.chainAt, looking for more buffers once. */

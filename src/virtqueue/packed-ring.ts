@@ -4,6 +4,7 @@
  * @see VIRTIO 1.2 §2.8
  */
 import type { AddressMap } from '../mem/address-map.ts';
+import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import {
@@ -11,6 +12,7 @@ import {
   VRING_DESC_F_NEXT,
   VRING_DESC_F_WRITE,
   VRING_PACKED_DESC,
+  VRING_PACKED_DESC_EVENT,
   VRING_PACKED_DESC_F_AVAIL,
   VRING_PACKED_DESC_F_USED,
   VRING_PACKED_EVENT_F_WRAP_CTR,
@@ -44,6 +46,9 @@ export class PackedRing extends Vring {
   readonly #driverIdx: number;
   readonly #deviceEvent: Uint16Array;
   readonly #deviceIdx: number;
+  readonly #deviceWindow: number;
+  /** the slot that `markUsed` began with */
+  #first = 0;
 
   /** the position: a descriptor, and the wrap counter in this lap of the ring */
   next: number;
@@ -73,6 +78,7 @@ export class PackedRing extends Vring {
     this.#driverIdx = avail.off >> 1;
     this.#deviceEvent = windows[used.window].u16;
     this.#deviceIdx = used.off >> 1;
+    this.#deviceWindow = used.window;
     // a base beyond the ring is the front end's mistake, and its alone
     this.next = ((base >>> 16) & INDEX_MASK) % config.num;
     this.wrap = base >>> 31;
@@ -171,7 +177,7 @@ export class PackedRing extends Vring {
   }
 
   /** Orders the used elements, and the data they speak of, before the first one's flags. */
-  publish(slots: number, written: boolean): void {
+  protected show(slots: number, written: boolean): void {
     const at = this.descOff + VRING_PACKED_DESC.size * this.next;
     Atomics.store(this.#u16, (at + DESC.flags) >> 1, this.usedFlags(0, written));
     this.wrap = this.wrapAt(slots);
@@ -198,13 +204,27 @@ export class PackedRing extends Vring {
     return distance > 0 && distance <= published;
   }
 
-  suppressKicks(): void {
-    Atomics.store(this.#deviceEvent, this.#deviceIdx + 1, VRING_PACKED_EVENT_FLAG_DISABLE);
-  }
-
-  wantKicks(): void {
+  protected setEvents(wanted: boolean): void {
+    if (!wanted) {
+      Atomics.store(this.#deviceEvent, this.#deviceIdx + 1, VRING_PACKED_EVENT_FLAG_DISABLE);
+      return;
+    }
     if (this.eventIdx) Atomics.store(this.#deviceEvent, this.#deviceIdx, this.#offWrap(this.next, this.wrap));
     const flags = this.eventIdx ? VRING_PACKED_EVENT_FLAG_DESC : VRING_PACKED_EVENT_FLAG_ENABLE;
     Atomics.store(this.#deviceEvent, this.#deviceIdx + 1, flags);
+  }
+
+  /** The last slots of chains lie in between, and are marked too. */
+  protected markUsed(log: DirtyLog, slots: number): void {
+    const first = Math.min(slots, this.num - this.next);
+    log.mark(this.window, this.descOff + VRING_PACKED_DESC.size * this.next, VRING_PACKED_DESC.size * first);
+    log.mark(this.window, this.descOff, VRING_PACKED_DESC.size * (slots - first));
+    this.#first = this.next;
+  }
+
+  /** The flags of the first used element, and the device area. */
+  protected markShown(log: DirtyLog): void {
+    log.mark(this.window, this.descOff + VRING_PACKED_DESC.size * this.#first, VRING_PACKED_DESC.size);
+    log.mark(this.#deviceWindow, 2 * this.#deviceIdx, VRING_PACKED_DESC_EVENT.size);
   }
 }

@@ -7,6 +7,7 @@
  * @see VIRTIO 1.2 §2.6–2.8
  */
 import type { AddressMap } from '../mem/address-map.ts';
+import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import { acquire, release } from '../sys/lock.ts';
@@ -40,6 +41,8 @@ export abstract class Vring {
   readonly inOrder: boolean;
   readonly kickFd: number;
   callFd: number;
+  /** where writes to guest memory are recorded, while the guest is being migrated; set once the ring has been made */
+  log: DirtyLog | undefined;
   readonly #caller: Caller;
 
   /** slots known to be available from the position on; a packed ring that has one says `num` */
@@ -124,17 +127,49 @@ export abstract class Vring {
   /** Fills the used element `ahead`: chain `id`, of which `len` bytes were written. The driver sees it after `publish`. */
   abstract putUsed(ahead: number, id: number, len: number): void;
 
-  /** Shows the driver what was filled, and moves the position `slots` on. @param written the device wrote into the buffers */
-  abstract publish(slots: number, written: boolean): void;
+  /**
+   * Shows the driver what was filled, and moves the position `slots` on. @param written the device wrote into the buffers: those have
+   * been marked in the log
+   */
+  publish(slots: number, written: boolean): void {
+    const { log } = this;
+    if (log !== undefined) {
+      this.markUsed(log, slots);
+      log.flush();
+    }
+    this.show(slots, written);
+    if (log !== undefined) {
+      this.markShown(log);
+      log.flush();
+    }
+  }
+
+  protected abstract show(slots: number, written: boolean): void;
+  /** Marks the used elements of the next `slots` slots; and what `show` and `setEvents` write, wherever in the ring. */
+  protected abstract markUsed(log: DirtyLog, slots: number): void;
+  protected abstract markShown(log: DirtyLog): void;
 
   /** Asks the driver not to kick: the ring is polled. */
-  abstract suppressKicks(): void;
+  suppressKicks(): void {
+    this.#askForKicks(false);
+  }
 
   /**
    * Asks the driver to kick for the next buffer. The caller then refreshes once more: what came before the wish was seen
    * would otherwise wait for ever.
    */
-  abstract wantKicks(): void;
+  wantKicks(): void {
+    this.#askForKicks(true);
+  }
+
+  #askForKicks(wanted: boolean): void {
+    this.setEvents(wanted);
+    if (this.log === undefined) return;
+    this.markShown(this.log);
+    this.log.flush();
+  }
+
+  protected abstract setEvents(wanted: boolean): void;
 
   /** True if the driver wants to know of what was published since it was last asked. */
   protected abstract callWanted(): boolean;
