@@ -14,6 +14,8 @@ export interface Chunk {
   readonly window: number;
   /** where in the window */
   readonly windowOff: number;
+  /** false: what is here may be read only, as the guest's IOMMU has it. For who writes it is not there. */
+  readonly writable?: boolean;
 }
 
 const TWO_32 = 2 ** 32;

@@ -3,7 +3,7 @@
  * done it, what is not is done on return: after that they touch what was taken away no more.
  */
 import type { Chunk } from '../mem/address-map.ts';
-import type { Place } from '../mem/guest-memory.ts';
+import type { GuestPiece, Place } from '../mem/guest-memory.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import type { RingConfig } from '../virtqueue/ring-config.ts';
 
@@ -26,15 +26,10 @@ export interface DeviceMemory {
 export interface DirtyLogPlace extends Place {
   /** bytes */
   readonly size: number;
-  /** which guest physical addresses lie where in the windows: pieces of regions */
+  /** which guest addresses lie where: pieces of regions. Two have some in common where a region goes on in another window. */
   readonly pages: readonly GuestPiece[];
-}
-
-/** A piece of guest physical memory in a window. */
-export interface GuestPiece extends Place {
-  readonly guestAddr: number;
-  /** bytes */
-  readonly size: number;
+  /** eventfd to signal when something was logged, if the front end wants that (SET_LOG_FD); it stays the device's */
+  readonly callFd?: number | undefined;
 }
 
 /** What a vring needs besides its own configuration; survives postMessage. */
@@ -53,8 +48,11 @@ export interface Datapath {
   /** Gives the device its guest's memory, in place of what it had. Started rings keep their places. */
   setMemory(port: number, memory: DeviceMemory): Promise<void> | void;
   startVring(port: number, vring: number, config: VringConfig): Promise<void> | void;
-  /** @returns where the next start goes on, as GET_VRING_BASE has it, or undefined if the vring was not started */
-  stopVring(port: number, vring: number): Promise<number | undefined> | number | undefined;
+  /**
+   * @param drain false: what is in flight stays so and is in the inflight records; else it is done first
+   * @returns where the next start goes on, as GET_VRING_BASE has it, or undefined if the vring was not started
+   */
+  stopVring(port: number, vring: number, drain: boolean): Promise<number | undefined> | number | undefined;
   enableVring(port: number, vring: number, enabled: boolean): Promise<void> | void;
   /** The old call eventfd may be closed afterwards. */
   setCall(port: number, vring: number, fd: number): Promise<void> | void;
