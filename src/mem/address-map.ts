@@ -14,8 +14,8 @@ export interface Chunk {
   readonly window: number;
   /** where in the window */
   readonly windowOff: number;
-  /** the device may not write there */
-  readonly readOnly?: boolean;
+  /** false: what is here may be read only, as the guest's IOMMU has it. For who writes it is not there. */
+  readonly writable?: boolean;
 }
 
 const TWO_32 = 2 ** 32;
@@ -47,7 +47,7 @@ export class AddressMap {
     this.#chunks = chunks.toSorted((a, b) => a.guestAddr - b.guestAddr);
     this.#starts = Float64Array.from(this.#chunks, ({ guestAddr }) => guestAddr);
     this.iotlb = iotlb;
-    this.writable = !chunks.some(({ readOnly }) => readOnly === true);
+    this.writable = chunks.every(({ writable }) => writable !== false);
     if (chunks.length > 0) this.#take(chunks[0]);
   }
 
@@ -99,6 +99,6 @@ export class AddressMap {
     this.reach = Math.min(chunk.reach, TWO_32 - (chunk.guestAddr % TWO_32));
     this.window = chunk.window;
     this.base = chunk.windowOff;
-    this.#readOnly = chunk.readOnly === true;
+    this.#readOnly = chunk.writable === false;
   }
 }

@@ -13,7 +13,7 @@
  * Each thread has a log of its own over the same bitmap.
  * @see vhost-user "Migration", "Log description"
  */
-import type { Place } from './guest-memory.ts';
+import type { GuestPiece, Place } from './guest-memory.ts';
 import { WINDOW_BYTES, type WindowViews } from './window.ts';
 
 /** Bytes of guest physical memory behind one bit. */
@@ -26,19 +26,14 @@ const BYTE_SPAN = 8 * VHOST_LOG_PAGE;
 const SLOTS = 64;
 const FREE = -1;
 
-/** A piece of guest physical memory in a window. */
-export interface GuestPiece extends Place {
-  readonly guestAddr: number;
-  /** bytes */
-  readonly size: number;
-}
-
 /** The dirty log as the front end has given it: one bit a page of 4096 bytes of guest physical memory. */
 export interface DirtyLogPlace extends Place {
   /** bytes */
   readonly size: number;
   /** which guest physical addresses lie where in the windows: pieces of regions, which do not overlap in their windows */
   readonly pages: readonly GuestPiece[];
+  /** eventfd to signal when something was logged, if the front end wants that (SET_LOG_FD); it stays the device's */
+  readonly callFd?: number | undefined;
 }
 
 export class DirtyLog {

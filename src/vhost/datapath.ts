@@ -3,11 +3,11 @@
  * done it, what is not is done on return: after that they touch what was taken away no more.
  */
 import type { Chunk } from '../mem/address-map.ts';
-import type { DirtyLogPlace, GuestPiece } from '../mem/dirty-log.ts';
+import type { DirtyLogPlace } from '../mem/dirty-log.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import type { RingConfig } from '../virtqueue/ring-config.ts';
 
-export type { DirtyLogPlace, GuestPiece };
+export type { DirtyLogPlace };
 
 /** Memory that a device's rings may use; survives postMessage. */
 export interface DeviceMemory {

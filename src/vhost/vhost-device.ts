@@ -156,6 +156,11 @@ export interface VhostDevice {
 
   /** RESET_OWNER: stops every ring and forgets features and memory. */
   reset(): Promise<void>;
+  /**
+   * The front end is gone while a call may still be under way: nothing waits for it any more, neither a transfer nor memory that was
+   * to come by postcopy. `destroy` follows.
+   */
+  frontEndGone?(): void;
   /** The front end is gone: releases everything; resolves when no lcore can touch its memory. */
   destroy(): Promise<void>;
 }

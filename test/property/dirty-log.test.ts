@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { DirtyLog, type DirtyLogPlace, type GuestPiece, VHOST_LOG_PAGE } from '../../src/mem/dirty-log.ts';
+import { DirtyLog, type DirtyLogPlace, VHOST_LOG_PAGE } from '../../src/mem/dirty-log.ts';
+import type { GuestPiece } from '../../src/mem/guest-memory.ts';
 import { openWindow, WINDOW_USABLE_BYTES, type WindowViews } from '../../src/mem/window.ts';
 import { markPages } from '../kit/dirty-marker.ts';
 import { dirtyPages } from '../kit/dirty-pages.ts';
