@@ -67,7 +67,7 @@ export class AddressMap {
   }
 
   /** Takes the chunk in hand that holds all `len` bytes from the address on, and may be written if `write`. @returns false if there is none */
-  select(lo: number, hi: number, len: number, write: boolean): boolean {
+  select(lo: number, hi: number, len: number, write = false): boolean {
     if (len < 0) return false;
     if (this.holds(lo, hi, len)) return !(write && this.#readOnly);
     const at = this.#lastBefore((hi >>> 0) * TWO_32 + (lo >>> 0));
@@ -75,7 +75,7 @@ export class AddressMap {
     const chunk = this.#chunks[at];
     const distance = (hi >>> 0) * TWO_32 + (lo >>> 0) - chunk.guestAddr;
     const sameHalf = Math.floor(chunk.guestAddr / TWO_32) === hi >>> 0;
-    if (!sameHalf || distance + len > chunk.reach || (write && chunk.readOnly === true)) return false;
+    if (!sameHalf || distance + len > chunk.reach || (write && chunk.writable === false)) return false;
     this.#take(chunk);
     return true;
   }

@@ -17,7 +17,13 @@ test('inflight records: sizes and offsets are those of the structs in the vhost-
     [16, 16, 32, 32],
   );
   assert.deepEqual(INFLIGHT_DESC_SPLIT.off, { inflight: 0, padding: 1, next: 6, counter: 8 });
-  assert.deepEqual(INFLIGHT_SPLIT_HEAD.off, { features: 0, version: 8, desc_num: 10, last_batch_head: 12, used_idx: 14 });
+  assert.deepEqual(INFLIGHT_SPLIT_HEAD.off, {
+    features: 0,
+    version: 8,
+    desc_num: 10,
+    last_batch_head: 12,
+    used_idx: 14,
+  });
   assert.deepEqual(INFLIGHT_DESC_PACKED.off, {
     ...{ inflight: 0, padding: 1, next: 2, last: 4, num: 6, counter: 8 },
     ...{ id: 16, flags: 18, len: 20, addr: 24 },
