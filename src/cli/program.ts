@@ -80,7 +80,8 @@ export async function runSwitch(
     print: output.say,
     onFatal: failed.reject,
   });
-  for (const path of options.sockets) output.log('info', `listening on ${path}`);
+  // a client tells itself what it waits for
+  if (!options.client) for (const path of options.sockets) output.log('info', `listening on ${path}`);
   const finish = meanwhile(running);
   try {
     await Promise.race([stopped, failed.promise]);

@@ -14,14 +14,17 @@ import {
   integer,
   ON_OFF,
   type Option,
+  optionName,
   type ValueType,
   valueOrDefault,
 } from './options.ts';
 
 /** What the options of the switch say, defaults included. */
 export interface SwitchSettings {
-  /** Paths of the sockets to listen on, at least one, each once. */
+  /** Paths of the sockets to listen on, or with `client` to connect to; at least one, each once. */
   readonly sockets: readonly string[];
+  /** Front ends listen on the sockets. */
+  readonly client: boolean;
   /** 0: guests reach each other through an uplink only; 1: the switch forwards between them. */
   readonly vm2vm: 0 | 1;
   readonly mergeable: boolean;
@@ -124,8 +127,7 @@ export const SWITCH = {
   client: {
     long: 'client',
     type: FLAG,
-    help: 'connect to sockets that QEMU listens on',
-    later: 'client mode is not in this version yet; leave --client out and let QEMU connect (server=off)',
+    help: 'connect to the sockets of --socket-file, where QEMU listens',
   },
   maxDevices: setting('max-devices', 'COUNT', integer(1, 1024), '64', 'devices at most'),
   vm2vm: {
@@ -254,10 +256,12 @@ export const SWITCH = {
 export function resolveSwitch(given: readonly Given[]): SwitchSettings {
   checkPorts(given);
   checkZeroCopy(given);
+  checkClient(given);
   const owner = givenValue(given, SWITCH.socketOwner);
   const group = givenValue(given, SWITCH.socketGroup);
   return {
     sockets: socketPaths(given),
+    client: givenValue(given, SWITCH.client) ?? false,
     vm2vm: valueOrDefault(given, SWITCH.vm2vm) === 0 ? 0 : 1,
     mergeable: valueOrDefault(given, SWITCH.mergeable),
     learning: valueOrDefault(given, SWITCH.learning),
@@ -292,6 +296,26 @@ function checkZeroCopy(given: readonly Given[]): void {
     const problem = 'not with jumbo frames; use --mergeable 0';
     throw new ConfigError('CONFIG_CONFLICT', '--zero-copy', problem, { value: '1' });
   }
+}
+
+/** A client has no socket of its own to name or to give away, and one device for each that it connects to. */
+function checkClient(given: readonly Given[]): void {
+  if (givenValue(given, SWITCH.client) === undefined) return;
+  const own = [SWITCH.devBasename, SWITCH.socketMode, SWITCH.socketOwner, SWITCH.socketGroup] as const;
+  for (const row of own) {
+    if (givenValue<unknown>(given, row) === undefined) continue;
+    const problem = 'not with --client, which creates no socket; it connects to those of --socket-file';
+    throw new ConfigError('CONFIG_CONFLICT', optionName(row), problem);
+  }
+  const count = allValues(given, SWITCH.socketFile).length;
+  if (count === 0) {
+    const problem = 'needs a socket to connect to; give --socket-file, once for each guest';
+    throw new ConfigError('CONFIG_CONFLICT', '--client', problem);
+  }
+  const max = valueOrDefault(given, SWITCH.maxDevices);
+  if (count <= max) return;
+  const problem = `${count} sockets with a device each, but --max-devices ${max}; raise it, or connect to fewer`;
+  throw new ConfigError('CONFIG_CONFLICT', '--client', problem);
 }
 
 function socketPaths(given: readonly Given[]): string[] {

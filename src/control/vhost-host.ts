@@ -12,6 +12,8 @@ import { WindowPool, type WindowViews } from '../mem/window.ts';
 import type { VhostPort } from '../port/vhost-port.ts';
 import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
 import { Caller } from '../sys/eventfd.ts';
+import type { VhostUserSocket } from '../vhost-user/back-ends.ts';
+import { VhostUserClient } from '../vhost-user/client.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
 import type { Burst } from '../virtio-net/burst.ts';
@@ -19,9 +21,11 @@ import { NetDevice } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
 export interface VhostHostOptions {
-  /** socket to listen on: any number of front ends, one device each */
+  /** socket to listen on: any number of front ends, one device each; or to connect to */
   readonly path: string;
-  /** permissions of the socket; default 0o660 */
+  /** a front end listens on the socket: connect to it, again and again, one device at a time. Default false */
+  readonly client?: boolean;
+  /** permissions of the socket to listen on; default 0o660 */
   readonly mode?: number;
   /** offer mergeable receive buffers; default false */
   readonly mergeable?: boolean;
@@ -45,9 +49,9 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
   readonly #options: VhostHostOptions;
   readonly #pool = new WindowPool(chooseWindowKind().kind);
   readonly #table: PortTable;
-  readonly #server: VhostUserServer;
+  readonly #socket: VhostUserSocket;
 
-  /** Listens at once. Throws SwitchError or SysError when the socket cannot be had. */
+  /** Listens, or tries to connect, at once. Throws SwitchError or SysError when the socket to listen on cannot be had. */
   constructor(options: VhostHostOptions) {
     super();
     this.#options = options;
@@ -58,12 +62,11 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
       },
       onMiss: () => {},
     });
-    this.#server = new VhostUserServer({
-      path: options.path,
-      mode: options.mode ?? 0o660,
-      log: options.log ?? (() => {}),
-      createDevice: () => this.#createDevice(),
-    });
+    const { path, client = false, mode = 0o660, log = () => {} } = options;
+    const createDevice = () => this.#createDevice();
+    this.#socket = client
+      ? new VhostUserClient({ path, log, createDevice })
+      : new VhostUserServer({ path, mode, log, createDevice });
   }
 
   /** The packets that a port has received, and that ports transmit: one for all ports of this host. */
@@ -87,7 +90,7 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
       onDestroyed: () => this.emit('destroyed', port),
       onUnusable: (_, problem) => {
         this.#options.log?.('error', `device ${id}: ${problem}: disconnected`);
-        this.#server.disconnect(device);
+        this.#socket.disconnect(device);
       },
     });
     this.emit('created', port);
@@ -96,6 +99,6 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
 
   /** Closes the socket and its connections, and waits until their devices are gone. */
   close(): Promise<void> {
-    return this.#server.close();
+    return this.#socket.close();
   }
 }

@@ -7,8 +7,10 @@ import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
 import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
+import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
+import { VhostUserClient } from '../vhost-user/client.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
-import { type ConnectionInfo, VhostUserServer } from '../vhost-user/server.ts';
+import { VhostUserServer } from '../vhost-user/server.ts';
 import { NetDevice } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
@@ -16,9 +18,11 @@ import { FAULTS } from '../virtqueue/fault.ts';
 const FIRST_VLAN_TAG = 1000;
 
 export interface VhostSwitchOptions {
-  /** socket paths to listen on, one device a connection */
+  /** socket paths to listen on, one device a connection; or to connect to */
   readonly sockets: readonly string[];
-  /** permissions of the sockets, e.g. 0o660 */
+  /** front ends listen on the sockets: connect to them, again and again, one device a socket. Default false. */
+  readonly client?: boolean;
+  /** permissions of the sockets to listen on, e.g. 0o660 */
   readonly socketMode: number;
   readonly socketOwner?: string | number | undefined;
   readonly socketGroup?: string | number | undefined;
@@ -66,7 +70,7 @@ export class VhostSwitch {
   readonly #pool: WindowPool;
   /** by device number */
   readonly #entries: (Entry | undefined)[] = [];
-  readonly #servers: VhostUserServer[] = [];
+  readonly #sockets: VhostUserSocket[] = [];
   /** devices that come and go, however fast front ends reconnect */
   readonly #comings: LimitedLog;
   #lcores: LcoreGroup | undefined;
@@ -79,7 +83,7 @@ export class VhostSwitch {
     if (reason !== undefined) options.log('warn', `guest memory is copied in TypeScript, which is slower: ${reason}`);
   }
 
-  /** Starts the lcores and listens. Rejects, with nothing left behind, when a socket or a CPU cannot be had. */
+  /** Starts the lcores, and listens or begins to connect. Rejects, with nothing left behind, when a socket or a CPU cannot be had. */
   static async start(options: VhostSwitchOptions): Promise<VhostSwitch> {
     const running = new VhostSwitch(options);
     try {
@@ -107,18 +111,20 @@ export class VhostSwitch {
     };
     this.#lcores = await LcoreGroup.start({ config, poll, lcores, pool: this.#pool }, events);
     process.on('SIGBUS', this.#onSigbus);
-    for (const path of this.#options.sockets) this.#servers.push(this.#listen(path));
+    for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
   }
 
-  #listen(path: string): VhostUserServer {
-    const { socketMode, socketOwner, socketGroup, log } = this.#options;
+  #open(path: string): VhostUserSocket {
+    const { client = false, socketMode, socketOwner, socketGroup, log } = this.#options;
+    const createDevice = (info: ConnectionInfo) => this.#createDevice(info);
+    if (client) return new VhostUserClient({ path, log, createDevice });
     return new VhostUserServer({
       path,
       mode: socketMode,
       ...(socketOwner === undefined ? {} : { owner: socketOwner }),
       ...(socketGroup === undefined ? {} : { group: socketGroup }),
       log,
-      createDevice: (info) => this.#createDevice(info),
+      createDevice,
     });
   }
 
@@ -164,7 +170,7 @@ export class VhostSwitch {
       if (entry === undefined || !which(entry.device) || entry.doomed) continue;
       entry.doomed = true;
       this.#options.log('error', `${entry.name}: ${why}: disconnected`);
-      for (const server of this.#servers) server.disconnect(entry.device);
+      for (const socket of this.#sockets) socket.disconnect(entry.device);
     }
   }
 
@@ -184,7 +190,7 @@ export class VhostSwitch {
 
   /** Closes the sockets and their connections, and ends the lcores. */
   async close(): Promise<void> {
-    await Promise.all(this.#servers.map((server) => server.close()));
+    await Promise.all(this.#sockets.map((socket) => socket.close()));
     await this.#lcores?.stop();
     this.#comings.flush();
     process.off('SIGBUS', this.#onSigbus);

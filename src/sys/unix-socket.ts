@@ -15,6 +15,7 @@ const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
+const MSG_PEEK = 2;
 const MSG_CTRUNC = 8;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x40000000;
@@ -28,6 +29,7 @@ const c = {
   listen: libc.func('listen', 'int', ['int', 'int']),
   accept4: libc.func('accept4', 'int', ['int', 'void *', 'void *', 'int']),
   connect: libc.func('connect', 'int', ['int', 'void *', 'uint']),
+  recv: libc.func('recv', 'int64_t', ['int', 'void *', 'size_t', 'int']),
   recvmsg: libc.func('recvmsg', 'int64_t', ['int', 'void *', 'int']),
   sendmsg: libc.func('sendmsg', 'int64_t', ['int', 'void *', 'int']),
 };
@@ -128,6 +130,19 @@ export function receive(fd: number, data: Uint8Array, fds: number[]): number {
   takeFds(receiving, fds);
   if ((receiving.header.getInt32(msg_flags, true) & MSG_CTRUNC) !== 0) throw new SysError('recvmsg', EMFILE);
   return n;
+}
+
+const peeked = new Uint8Array(1);
+
+/**
+ * Looks whether something can be read, and leaves it where it is, with any file descriptors.
+ * @returns 1 if so, 0 when the peer has closed, AGAIN when there is nothing. Throws SysError (ECONNRESET, …).
+ */
+export function peek(fd: number): number {
+  const n = Number(c.recv(fd, peeked, 1, MSG_PEEK));
+  if (n >= 0) return n;
+  const e = errno();
+  return e === EAGAIN || e === EINTR ? AGAIN : check(n, 'recv');
 }
 
 function takeFds({ header, control }: MessageBuffers, fds: number[]): void {

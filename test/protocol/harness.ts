@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { createEventfd } from '../../src/sys/eventfd.ts';
 import { createMemfd } from '../../src/sys/memory.ts';
 import { AGAIN, acceptUnix, bindUnix, connectUnix, receive, send, startListening } from '../../src/sys/unix-socket.ts';
+import { VhostUserClient, type VhostUserClientOptions } from '../../src/vhost-user/client.ts';
 import type { LogLevel } from '../../src/vhost-user/limited-log.ts';
 import { VhostUserServer, type VhostUserServerOptions } from '../../src/vhost-user/server.ts';
 import { FakeDevice } from './fake-device.ts';
@@ -187,33 +188,72 @@ export class TestServer {
   }
 }
 
-/** A listening socket that accepts by hand, to play a back end. */
+/** A client with recording devices and a recorded log. */
+export class TestClient {
+  readonly devices: FakeDevice[] = [];
+  readonly lines: string[] = [];
+  readonly client: VhostUserClient;
+
+  constructor(path: string, options: Partial<VhostUserClientOptions> = {}) {
+    this.client = new VhostUserClient({
+      path,
+      log: (level: LogLevel, text: string) => this.lines.push(`${level} ${text}`),
+      createDevice: (info) => {
+        const device = new FakeDevice();
+        info.name = `device ${this.devices.length}`;
+        this.devices.push(device);
+        return device;
+      },
+      retryMs: [5, 20],
+      ...options,
+    });
+    leftOpen.add(this);
+  }
+
+  async close(): Promise<void> {
+    leftOpen.delete(this);
+    await this.client.close();
+  }
+}
+
+/** A listening socket that accepts by hand, to play a back end, or a front end that listens. */
 export class RawServer {
-  readonly dir = new TempDir();
-  readonly path = this.dir.path('s');
-  readonly #fd = bindUnix(this.path);
+  readonly path: string;
+  readonly #dir: TempDir | undefined;
+  readonly #fd: number;
   readonly #peers: RawPeer[] = [];
 
-  constructor() {
+  /** Listens on `path`, which stays when it is closed, as after a crash; or in a folder of its own, removed then. */
+  constructor(path?: string) {
+    this.#dir = path === undefined ? new TempDir() : undefined;
+    this.path = path ?? (this.#dir as TempDir).path('s');
+    this.#fd = bindUnix(this.path);
     startListening(this.#fd, 8);
     leftOpen.add(this);
   }
 
-  async accept(): Promise<RawPeer> {
-    let fd: number | undefined;
-    await until(() => {
-      fd = acceptUnix(this.#fd);
-      return fd !== undefined;
-    }, 'someone connects');
-    const peer = new RawPeer(fd as number);
+  /** The next connection that is there already, if any. */
+  acceptNow(): RawPeer | undefined {
+    const fd = acceptUnix(this.#fd);
+    if (fd === undefined) return undefined;
+    const peer = new RawPeer(fd);
     this.#peers.push(peer);
     return peer;
+  }
+
+  async accept(): Promise<RawPeer> {
+    let peer: RawPeer | undefined;
+    await until(() => {
+      peer = this.acceptNow();
+      return peer !== undefined;
+    }, 'someone connects');
+    return peer as RawPeer;
   }
 
   close(): void {
     leftOpen.delete(this);
     for (const peer of this.#peers) peer.close();
     closeSync(this.#fd);
-    this.dir.remove();
+    this.#dir?.remove();
   }
 }

@@ -16,6 +16,7 @@ const DEFAULTS = {
   ignored: [],
   notes: [],
   sockets: ['vhost-net'],
+  client: false,
   vm2vm: 1,
   mergeable: false,
   learning: 'dynamic',
@@ -115,6 +116,34 @@ test('switch options: sockets come from --socket-file, and from --dev-basename w
     fails('CONFIG_INVALID_VALUE', /1 to 107 bytes/, '--socket-file', path);
 });
 
+test('switch options: a client connects to the sockets of --socket-file', () => {
+  const parsed = app(...words('--client --socket-file a --socket-file b'));
+  assert.deepEqual([parsed.client, parsed.sockets], [true, ['a', 'b']]);
+  assert.equal(app(...words('--socket-file a')).client, false);
+  fails(
+    'CONFIG_CONFLICT',
+    /^--client: needs a socket to connect to; give --socket-file, once for each guest$/,
+    '--client',
+  );
+});
+
+test('switch options: a client creates no socket to name, or to give permissions and owners to', () => {
+  for (const own of ['--dev-basename b', '--socket-mode 600', '--socket-owner 1', '--socket-group 1']) {
+    const [name] = words(own);
+    const message = RegExp(
+      `^${name}: not with --client, which creates no socket; it connects to those of --socket-file$`,
+    );
+    fails('CONFIG_CONFLICT', message, ...words(`${own} --socket-file a --client`));
+    app(...words(`${own} --socket-file a`));
+  }
+});
+
+test('switch options: a client has a device for each of its sockets', () => {
+  const three = '--client --socket-file a --socket-file b --socket-file c --max-devices';
+  fails('CONFIG_CONFLICT', /^--client: 3 sockets with a device each, but --max-devices 2;/, ...words(`${three} 2`));
+  assert.equal(app(...words(`${three} 3`)).sockets.length, 3);
+});
+
 test('switch options: the index of a device names the character device only', () => {
   const { sockets, notes } = app('--dev-basename', 'usvhost', '--dev-index', '1');
   assert.deepEqual(sockets, ['usvhost']);
@@ -205,7 +234,6 @@ const REFUSALS: Readonly<Record<string, string>> = {
     'uplink ports are not in this version yet, and hardware switching needs one; use --vm2vm 1 (software) or --vm2vm 0 (off)',
   '--vlan-strip 0':
     'uplink ports are not in this version yet, and only their frames carry the tags; leave --vlan-strip out',
-  '--client': 'client mode is not in this version yet; leave --client out and let QEMU connect (server=off)',
   '--tx-csum 1': 'offloads are not in this version yet; leave --tx-csum out',
   '--tso 1': 'offloads are not in this version yet; leave --tso out',
   '--dmas [txd0@00:04.0,rxd0@00:04.2]':
