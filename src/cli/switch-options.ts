@@ -4,6 +4,7 @@
  */
 import { normalize } from 'node:path';
 import { ConfigError } from '../errors.ts';
+import { VIRTIO_NET_MAX_PAIRS } from '../uapi/virtio-net.ts';
 import {
   allValues,
   choice,
@@ -28,6 +29,11 @@ export interface SwitchSettings {
   /** 0: guests reach each other through an uplink only; 1: the switch forwards between them. */
   readonly vm2vm: 0 | 1;
   readonly mergeable: boolean;
+  readonly txCsum: boolean;
+  readonly tso: boolean;
+  readonly iommu: boolean;
+  /** queue pairs a device */
+  readonly queues: number;
   readonly learning: 'dynamic' | 'first';
   readonly poll: 'adaptive' | 'busy';
   /** Seconds between two tables of statistics, 0 = none; up to 2^31 - 1, more than a timer holds. */
@@ -91,7 +97,6 @@ const DMA_LIST: ValueType<string> = {
 const UPLINKS_LATER = 'uplink ports are not in this version yet';
 const NEEDS_UPLINK = 'no effect without an uplink';
 const NEEDS_ZERO_COPY = 'no effect without --zero-copy 1';
-const OFFLOADS_LATER = 'offloads are not in this version yet';
 
 /** A row with a value and a default. */
 function setting<T>(long: string, value: string, type: ValueType<T>, fallback: string, help: string) {
@@ -197,16 +202,15 @@ export const SWITCH = {
     ...setting('rx-retry-delay', 'USEC', integer(0, INT32_MAX), '15', 'time between retries'),
     note: NEEDS_UPLINK,
   },
-  txCsum: {
-    ...setting('tx-csum', '0|1', ON_OFF, '0', 'let guests leave checksums to the switch'),
-    laterValue: '1',
-    later: `${OFFLOADS_LATER}; leave --tx-csum out`,
-  },
+  txCsum: setting('tx-csum', '0|1', ON_OFF, '1', 'let guests leave checksums to who receives'),
   tso: {
-    ...setting('tso', '0|1', ON_OFF, '0', 'let guests leave TCP segmentation to the switch'),
-    laterValue: '1',
-    later: `${OFFLOADS_LATER}; leave --tso out`,
+    long: 'tso',
+    value: '0|1',
+    type: ON_OFF,
+    help: 'let guests leave segmentation to who receives, in packets up to 64 KiB; as --mergeable if left out',
   },
+  iommu: setting('iommu', '0|1', ON_OFF, '0', "let guests' IOMMUs translate the addresses (ACCESS_PLATFORM)"),
+  queues: setting('queues', 'COUNT', integer(1, VIRTIO_NET_MAX_PAIRS), '128', 'queue pairs of a device, at most'),
   zeroCopy: {
     ...setting(
       'zero-copy',
@@ -257,13 +261,20 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
   checkPorts(given);
   checkZeroCopy(given);
   checkClient(given);
+  checkOffloads(given);
+  const mergeable = valueOrDefault(given, SWITCH.mergeable);
+  const txCsum = valueOrDefault(given, SWITCH.txCsum);
   const owner = givenValue(given, SWITCH.socketOwner);
   const group = givenValue(given, SWITCH.socketGroup);
   return {
     sockets: socketPaths(given),
     client: givenValue(given, SWITCH.client) ?? false,
     vm2vm: valueOrDefault(given, SWITCH.vm2vm) === 0 ? 0 : 1,
-    mergeable: valueOrDefault(given, SWITCH.mergeable),
+    mergeable,
+    txCsum,
+    tso: givenValue(given, SWITCH.tso) ?? (mergeable && txCsum),
+    iommu: valueOrDefault(given, SWITCH.iommu),
+    queues: valueOrDefault(given, SWITCH.queues),
     learning: valueOrDefault(given, SWITCH.learning),
     poll: valueOrDefault(given, SWITCH.poll),
     statsSeconds: valueOrDefault(given, SWITCH.stats),
@@ -284,6 +295,12 @@ function checkPorts(given: readonly Given[]): void {
     const problem = `${ports.length} ports are enabled, but only 1 port can be enabled`;
     throw new ConfigError('CONFIG_INVALID_VALUE', '-p', problem, { range: 'one port' });
   }
+}
+
+function checkOffloads(given: readonly Given[]): void {
+  if (givenValue(given, SWITCH.tso) !== true || valueOrDefault(given, SWITCH.txCsum)) return;
+  const problem = 'not without checksums left to who receives; use --tx-csum 1';
+  throw new ConfigError('CONFIG_CONFLICT', '--tso', problem, { value: '1' });
 }
 
 function checkZeroCopy(given: readonly Given[]): void {

@@ -11,7 +11,7 @@ import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts
 import { VhostUserClient } from '../vhost-user/client.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
-import { NetDevice } from '../virtio-net/net-device.ts';
+import { NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
 /** The tag of device n is this plus n. */
@@ -26,8 +26,13 @@ export interface VhostSwitchOptions {
   readonly socketMode: number;
   readonly socketOwner?: string | number | undefined;
   readonly socketGroup?: string | number | undefined;
-  /** offer mergeable receive buffers */
+  /** what devices offer: mergeable receive buffers, checksums and segmentation left to who receives, addresses of the guest's IOMMU */
   readonly mergeable: boolean;
+  readonly txCsum: boolean;
+  readonly tso: boolean;
+  readonly iommu: boolean;
+  /** queue pairs a device, at most 128 */
+  readonly queues: number;
   readonly poll: 'adaptive' | 'busy';
   /** the lcores that switch, at least one */
   readonly lcores: readonly LcorePlace[];
@@ -134,7 +139,7 @@ export class VhostSwitch {
     if (id >= this.#options.config.maxPorts) return undefined;
     const lcores = this.#lcores as LcoreGroup;
     info.name = `socket ${info.path}: device ${id}`;
-    const device: NetDevice = new NetDevice(id, this.#options.mergeable, this.#pool, lcores, {
+    const device: NetDevice = new NetDevice(this.#deviceOptions(id), this.#pool, lcores, {
       onReady: () => this.#options.log('info', `${info.name}: ready`),
       onStopped: () => this.#options.log('info', `${info.name}: stopped`),
       onDestroyed: () => this.#onDestroyed(id),
@@ -145,6 +150,11 @@ export class VhostSwitch {
     done.catch((error) => this.#options.onFatal(error));
     this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
+  }
+
+  #deviceOptions(id: number): NetDeviceOptions {
+    const { mergeable, txCsum, tso, iommu, queues } = this.#options;
+    return { id, mergeable, txCsum, tso, iommu, pairs: queues, createPostcopy };
   }
 
   #onDestroyed(id: number): void {

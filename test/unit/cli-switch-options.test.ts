@@ -234,8 +234,6 @@ const REFUSALS: Readonly<Record<string, string>> = {
     'uplink ports are not in this version yet, and hardware switching needs one; use --vm2vm 1 (software) or --vm2vm 0 (off)',
   '--vlan-strip 0':
     'uplink ports are not in this version yet, and only their frames carry the tags; leave --vlan-strip out',
-  '--tx-csum 1': 'offloads are not in this version yet; leave --tx-csum out',
-  '--tso 1': 'offloads are not in this version yet; leave --tso out',
   '--dmas [txd0@00:04.0,rxd0@00:04.2]':
     'copying by DMA devices is not in this version yet; leave --dmas out, the CPU copies',
 };
