@@ -5,6 +5,7 @@ import { test } from 'node:test';
 import type { Layout } from '../../src/uapi/layout.ts';
 import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN } from '../../src/uapi/socket.ts';
 import * as vhostUser from '../../src/uapi/vhost-user.ts';
+import * as virtio from '../../src/uapi/virtio.ts';
 import * as virtioNet from '../../src/uapi/virtio-net.ts';
 import * as virtioRing from '../../src/uapi/virtio-ring.ts';
 import { evaluateC, hasGcc } from './c-probe.ts';
@@ -40,6 +41,7 @@ const LAYOUTS: readonly Layout<string>[] = [
   virtioNet.VIRTIO_NET_HDR_MRG_RXBUF,
   vhostUser.VHOST_VRING_STATE,
   vhostUser.VHOST_VRING_ADDR,
+  vhostUser.VHOST_IOTLB_MESSAGE,
   { ...vhostUser.VHOST_MEMORY_REGION, name: 'vhost_memory_region' },
   SOCKADDR_UN,
   IOVEC,
@@ -84,6 +86,7 @@ test('struct layouts are those of the C headers', { skip }, () => {
 
 test('constants are those of the C headers', { skip }, () => {
   const ours: Constants = new Map([
+    ...exportedConstants(virtio),
     ...exportedConstants(virtioRing),
     ...exportedConstants(virtioNet),
     ...exportedConstants(vhostUser),
@@ -95,6 +98,9 @@ test('constants are those of the C headers', { skip }, () => {
 
   const compared = [...theirs.keys()];
   for (const name of ['VIRTIO_NET_F_MRG_RXBUF', 'VRING_DESC_F_INDIRECT', 'VHOST_F_LOG_ALL', 'VIRTIO_F_VERSION_1']) {
+    assert.ok(compared.includes(name), `${name} was not compared`);
+  }
+  for (const name of ['VHOST_IOTLB_INVALIDATE', 'VHOST_ACCESS_RW', 'SO_DOMAIN', 'MSG_DONTWAIT']) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }
   for (const name of ['SCM_RIGHTS', 'MSG_CTRUNC', 'MFD_ALLOW_SEALING', 'MAP_FIXED', 'EFD_NONBLOCK', 'EPOLLET']) {
