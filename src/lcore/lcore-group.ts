@@ -99,7 +99,7 @@ export class LcoreGroup implements NetDatapath {
     await Promise.all(users.map((i) => this.#threads[i].startVring(port, vring, config, counters[i], state)));
   }
 
-  /** One lcore after the other: where the ring stands is what the last one says. */
+  /** One lcore after the other: where the ring stands is what the last one says. Nothing is in flight between bursts. */
   async stopVring(port: number, vring: number): Promise<number | undefined> {
     let base: number | undefined;
     for (const i of this.#users(port, vring)) base = await this.#threads[i].stopVring(port, vring);

@@ -40,8 +40,11 @@ export interface Datapath {
   /** Gives the device its guest's memory, in place of what it had. Started rings keep their places. */
   setMemory(port: number, memory: DeviceMemory): Promise<void> | void;
   startVring(port: number, vring: number, config: VringConfig): Promise<void> | void;
-  /** @returns where the next start goes on, as GET_VRING_BASE has it, or undefined if the vring was not started */
-  stopVring(port: number, vring: number): Promise<number | undefined> | number | undefined;
+  /**
+   * @param drain false: what is in flight stays so and is in the inflight records; else it is done first
+   * @returns where the next start goes on, as GET_VRING_BASE has it, or undefined if the vring was not started
+   */
+  stopVring(port: number, vring: number, drain: boolean): Promise<number | undefined> | number | undefined;
   enableVring(port: number, vring: number, enabled: boolean): Promise<void> | void;
   /** The old call eventfd may be closed afterwards. */
   setCall(port: number, vring: number, fd: number): Promise<void> | void;

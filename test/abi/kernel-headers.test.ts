@@ -58,6 +58,7 @@ const LAYOUTS: readonly Layout<string>[] = [
   virtioNet.VIRTIO_NET_HDR_MRG_RXBUF,
   vhostUser.VHOST_VRING_STATE,
   vhostUser.VHOST_VRING_ADDR,
+  vhostUser.VHOST_IOTLB_MESSAGE,
   { ...vhostUser.VHOST_MEMORY_REGION, name: 'vhost_memory_region' },
   SOCKADDR_UN,
   IOVEC,
@@ -109,6 +110,7 @@ test('struct layouts are those of the C headers', { skip }, () => {
 
 test('constants are those of the C headers', { skip }, () => {
   const ours: Constants = new Map([
+    ...exportedConstants(virtio),
     ...exportedConstants(virtioRing),
     ...exportedConstants(virtio),
     ...exportedConstants(virtioNet),
@@ -128,6 +130,9 @@ test('constants are those of the C headers', { skip }, () => {
     'VHOST_F_LOG_ALL',
     'VIRTIO_F_VERSION_1',
   ]) {
+    assert.ok(compared.includes(name), `${name} was not compared`);
+  }
+  for (const name of ['VHOST_IOTLB_INVALIDATE', 'VHOST_ACCESS_RW', 'SO_DOMAIN', 'MSG_DONTWAIT']) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }
   for (const name of ['SCM_RIGHTS', 'MSG_CTRUNC', 'MFD_ALLOW_SEALING', 'MAP_FIXED', 'EFD_NONBLOCK', 'EPOLLET']) {

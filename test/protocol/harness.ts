@@ -8,14 +8,26 @@ import { join } from 'node:path';
 import { after } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createEventfd } from '../../src/sys/eventfd.ts';
+import { check, libc } from '../../src/sys/libc.ts';
 import { createMemfd } from '../../src/sys/memory.ts';
-import { AGAIN, acceptUnix, bindUnix, connectUnix, receive, send, startListening } from '../../src/sys/unix-socket.ts';
+import {
+  AGAIN,
+  acceptUnix,
+  bindUnix,
+  connectUnix,
+  receive,
+  send,
+  startListening,
+  unixPair,
+} from '../../src/sys/unix-socket.ts';
 import { VhostUserClient, type VhostUserClientOptions } from '../../src/vhost-user/client.ts';
 import type { LogLevel } from '../../src/vhost-user/limited-log.ts';
 import { VhostUserServer, type VhostUserServerOptions } from '../../src/vhost-user/server.ts';
 import { FakeDevice } from './fake-device.ts';
 
 const PATIENCE_MS = 5000;
+const O_CLOEXEC = 0o2000000;
+const pipe2 = libc.func('pipe2', 'int', ['void *', 'int']);
 
 /** What a failed test leaves open: closed at the end of the file, which would otherwise never come. */
 const leftOpen = new Set<{ close(): unknown }>();
@@ -51,6 +63,19 @@ export class FdBox {
 
   eventfd = () => this.#keep(createEventfd());
   memfd = (len = 0x1000) => this.#keep(createMemfd('test', len));
+  memfds = (n: number) => Array.from({ length: n }, () => this.memfd());
+  file = (path: string) => this.#keep(openSync(path, 'w+'));
+  /** Both ends of a pipe: reading, writing. */
+  pipe(): [number, number] {
+    const fds = new Int32Array(2);
+    check(pipe2(fds, O_CLOEXEC), 'pipe2');
+    return [this.#keep(fds[0]), this.#keep(fds[1])];
+  }
+  /** Both ends of a Unix stream socket. */
+  pair(): [number, number] {
+    const [a, b] = unixPair();
+    return [this.#keep(a), this.#keep(b)];
+  }
   devNull = () => this.#keep(openSync('/dev/null', 'r+'));
   socket = (path: string) => this.#keep(connectUnix(path));
   many = (n: number) => Array.from({ length: n }, () => this.eventfd());
