@@ -154,7 +154,7 @@ export class VhostSwitch {
 
   #deviceOptions(id: number): NetDeviceOptions {
     const { mergeable, txCsum, tso, iommu, queues } = this.#options;
-    return { id, mergeable, txCsum, tso, iommu, pairs: queues, createPostcopy };
+    return { id, mergeable, txCsum, tso, iommu, pairs: queues };
   }
 
   #onDestroyed(id: number): void {

@@ -5,6 +5,7 @@ import { test } from 'node:test';
 import * as ip from '../../src/uapi/ip.ts';
 import type { Layout } from '../../src/uapi/layout.ts';
 import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN } from '../../src/uapi/socket.ts';
+import * as userfaultfd from '../../src/uapi/userfaultfd.ts';
 import * as vhostUser from '../../src/uapi/vhost-user.ts';
 import * as virtio from '../../src/uapi/virtio.ts';
 import * as virtioNet from '../../src/uapi/virtio-net.ts';
@@ -32,6 +33,7 @@ const HEADERS = [
   'linux/ipv6.h',
   'linux/tcp.h',
   'linux/udp.h',
+  'linux/userfaultfd.h',
 ];
 
 /** Where C names a field differently, or has it in a struct within. */
@@ -39,6 +41,8 @@ const FIELD_IN_C: Record<string, Record<string, string>> = {
   virtio_net_hdr_mrg_rxbuf: Object.fromEntries(
     ['flags', 'gso_type', 'hdr_len', 'gso_size', 'csum_start', 'csum_offset'].map((field) => [field, `hdr.${field}`]),
   ),
+  uffdio_register: { start: 'range.start', len: 'range.len' },
+  uffd_msg: { flags: 'arg.pagefault.flags', address: 'arg.pagefault.address', ptid: 'arg.pagefault.feat.ptid' },
   vhost_memory_region: { mmap_offset: 'flags_padding' }, // vhost-user's own use of the last 8 bytes
 };
 
@@ -60,6 +64,11 @@ const LAYOUTS: readonly Layout<string>[] = [
   vhostUser.VHOST_VRING_ADDR,
   vhostUser.VHOST_IOTLB_MESSAGE,
   { ...vhostUser.VHOST_MEMORY_REGION, name: 'vhost_memory_region' },
+  userfaultfd.UFFDIO_API_ARG,
+  userfaultfd.UFFDIO_RANGE_ARG,
+  userfaultfd.UFFDIO_REGISTER_ARG,
+  userfaultfd.UFFDIO_COPY_ARG,
+  userfaultfd.UFFD_MSG,
   SOCKADDR_UN,
   IOVEC,
   MSGHDR,
@@ -116,6 +125,7 @@ test('constants are those of the C headers', { skip }, () => {
     ...exportedConstants(virtioNet),
     ...exportedConstants(vhostUser),
     ...exportedConstants(ip),
+    ...exportedConstants(userfaultfd),
     ...sysConstants(),
   ]);
   ours.delete('VHOST_VRING_F_LOG'); // the header has the bit's number, the protocol its value: below
@@ -135,7 +145,15 @@ test('constants are those of the C headers', { skip }, () => {
   for (const name of ['VHOST_IOTLB_INVALIDATE', 'VHOST_ACCESS_RW', 'SO_DOMAIN', 'MSG_DONTWAIT']) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }
-  for (const name of ['SCM_RIGHTS', 'MSG_CTRUNC', 'MFD_ALLOW_SEALING', 'MAP_FIXED', 'EFD_NONBLOCK', 'EPOLLET']) {
+  for (const name of [
+    'SCM_RIGHTS',
+    'MSG_CTRUNC',
+    'MFD_ALLOW_SEALING',
+    'MAP_FIXED',
+    'EFD_NONBLOCK',
+    'EPOLLET',
+    'UFFDIO_COPY',
+  ]) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }
 });

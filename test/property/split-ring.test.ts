@@ -58,7 +58,7 @@ class Bench {
   readonly #stage = new RingStage();
   readonly #enqueuer: Enqueuer;
   readonly #calls: { tx: CallModel; rx: CallModel };
-  readonly #headerLen: number;
+  readonly #headerLen: 10 | 12;
   entries = 0;
 
   constructor(s: Scenario) {

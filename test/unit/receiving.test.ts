@@ -50,7 +50,7 @@ test('receiver: a flooded frame that some have no room for has reached the other
 });
 
 test('receiver: a frame longer than the buffers is dropped, those around it arrive', () => {
-  for (const headerLen of [10, 12]) {
+  for (const headerLen of [10, 12] as const) {
     const [sender, receiver] = start({ bufferBytes: 1514, headerLen });
     const sent = [frame(B, A, 1514), frame(B, A, 1515), frame(B, A, 9728), frame(B, A, 64)];
     send(0, ...sent);
