@@ -5,6 +5,7 @@ import { test } from 'node:test';
 import type { Layout } from '../../src/uapi/layout.ts';
 import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN } from '../../src/uapi/socket.ts';
 import * as vhostUser from '../../src/uapi/vhost-user.ts';
+import * as virtio from '../../src/uapi/virtio.ts';
 import * as virtioNet from '../../src/uapi/virtio-net.ts';
 import * as virtioRing from '../../src/uapi/virtio-ring.ts';
 import { evaluateC, hasGcc } from './c-probe.ts';
@@ -37,6 +38,8 @@ const LAYOUTS: readonly Layout<string>[] = [
   virtioRing.VRING_DESC,
   virtioRing.VRING_AVAIL,
   virtioRing.VRING_USED_ELEM,
+  virtioRing.VRING_PACKED_DESC,
+  virtioRing.VRING_PACKED_DESC_EVENT,
   virtioNet.VIRTIO_NET_HDR_MRG_RXBUF,
   vhostUser.VHOST_VRING_STATE,
   vhostUser.VHOST_VRING_ADDR,
@@ -85,6 +88,7 @@ test('struct layouts are those of the C headers', { skip }, () => {
 test('constants are those of the C headers', { skip }, () => {
   const ours: Constants = new Map([
     ...exportedConstants(virtioRing),
+    ...exportedConstants(virtio),
     ...exportedConstants(virtioNet),
     ...exportedConstants(vhostUser),
     ...sysConstants(),
@@ -94,7 +98,13 @@ test('constants are those of the C headers', { skip }, () => {
   for (const [name, value] of theirs) assert.equal(ours.get(name), value, name);
 
   const compared = [...theirs.keys()];
-  for (const name of ['VIRTIO_NET_F_MRG_RXBUF', 'VRING_DESC_F_INDIRECT', 'VHOST_F_LOG_ALL', 'VIRTIO_F_VERSION_1']) {
+  for (const name of [
+    'VIRTIO_NET_F_MRG_RXBUF',
+    'VRING_DESC_F_INDIRECT',
+    'VRING_PACKED_DESC_F_USED',
+    'VHOST_F_LOG_ALL',
+    'VIRTIO_F_VERSION_1',
+  ]) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }
   for (const name of ['SCM_RIGHTS', 'MSG_CTRUNC', 'MFD_ALLOW_SEALING', 'MAP_FIXED', 'EFD_NONBLOCK', 'EPOLLET']) {
