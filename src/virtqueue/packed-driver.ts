@@ -43,7 +43,7 @@ export function packedRingLayout(size: number, base = 0): RingPlace & { readonly
 }
 
 /** Writes the descriptor at window offset `off` but for its flags, whatever the values. */
-export function writePackedDescriptor({ dv }: WindowViews, off: number, addr: number, len: number, id: number): void {
+function writePackedDescriptor({ dv }: WindowViews, off: number, addr: number, len: number, id: number): void {
   dv.setUint32(off + DESC.addr, addr % TWO_32, true);
   dv.setUint32(off + DESC.addr + 4, Math.floor(addr / TWO_32), true);
   dv.setUint32(off + DESC.len, len, true);

@@ -1,10 +1,14 @@
-/** Kicks and calls of a packed ring: every case of the arithmetic on small rings, and both sides asleep in turns. */
+/** Kicks and calls: every case of a packed ring's arithmetic on small rings, every interleaving, and both sides asleep in turns. */
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { Worker } from 'node:worker_threads';
 import { openWindow, WindowPool } from '../../src/mem/window.ts';
+import type { DriverRing } from '../../src/virtqueue/driver-ring.ts';
 import { PackedDriver, packedNeedEvent, packedRingLayout } from '../../src/virtqueue/packed-driver.ts';
+import { SplitDriver, splitLayout } from '../../src/virtqueue/split-driver.ts';
+import { interleave } from '../kit/interleave.ts';
 import { NaivePackedDevice, type SeenBuffer } from '../property/naive-packed-device.ts';
+import { NaiveSplitDevice, passes } from '../property/naive-split-device.ts';
 
 const RING_OFF = 65536;
 const pool = new WindowPool('wasm');
@@ -118,6 +122,95 @@ describe('packed driver: calls', () => {
     assert.deepEqual(device.callsWanted, { flags: 2, at: 0, wrap: 0 });
   });
 });
+
+/** A ring and its device, of either format, as the interleavings need them. */
+const formats: Record<string, (eventIdx: boolean) => Parties> = {
+  packed: (eventIdx) => {
+    const { driver, device } = ring(4, eventIdx);
+    device.wantKicks(1);
+    return {
+      driver,
+      wish: () => device.wantKicks(eventIdx ? 2 : 0, device.avail),
+      take: () => device.take() !== undefined,
+      use: () => device.use(device.take() ?? assert.fail('nothing is available'), 0),
+      callDue: () => device.callDue({ at: 0, wrap: 1 }, 1),
+    };
+  },
+  split: (eventIdx) => {
+    const place = splitLayout(4, RING_OFF);
+    const driver = new SplitDriver(views, place, 4, eventIdx);
+    const device = new NaiveSplitDevice(views, place, 4);
+    device.flags = 1;
+    device.availEvent = 65535;
+    return {
+      driver,
+      wish: () => {
+        device.flags = 0;
+        device.availEvent = device.avail;
+      },
+      take: () => device.take() !== undefined,
+      use: () => device.use(device.take()?.head ?? assert.fail('nothing is available'), 0),
+      callDue: () => (eventIdx ? passes(device.usedEvent, 0, 1) : device.availFlags === 0),
+    };
+  },
+};
+
+interface Parties {
+  readonly driver: DriverRing;
+  /** the device asks for the next kick, looks for a buffer, uses one, and looks whether it is to call for that one */
+  wish(): void;
+  take(): boolean;
+  use(): void;
+  callDue(): boolean;
+}
+
+for (const [format, make] of Object.entries(formats)) {
+  for (const eventIdx of [false, true]) {
+    describe(`${format} driver${eventIdx ? ' with EVENT_IDX' : ''}: between any two accesses`, () => {
+      test('a device that asks for kicks and looks once more is kicked, or has found the buffer', () => {
+        const ways = interleave(() => {
+          const { driver, wish, take } = make(eventIdx);
+          driver.add([BUFFER]);
+          let kicked = false;
+          let found = false;
+          return {
+            body: () => {
+              kicked = driver.publish();
+            },
+            first: wish,
+            second: () => {
+              found = take();
+            },
+            check: (when) => assert.ok(kicked || found, `both go to sleep: ${when}`),
+          };
+        });
+        assert.equal(ways, 6, 'two accesses, and three points for two steps');
+      });
+
+      test('a driver that asks for calls and looks once more is called, or has found the buffer', () => {
+        const ways = interleave(() => {
+          const { driver, use, callDue } = make(eventIdx);
+          driver.add([BUFFER]);
+          driver.publish();
+          driver.disableCalls();
+          let asleep = false;
+          let called = false;
+          return {
+            body: () => {
+              asleep = driver.enableCalls();
+            },
+            first: use,
+            second: () => {
+              called = callDue();
+            },
+            check: (when) => assert.ok(called || !asleep, `both go to sleep: ${when}`),
+          };
+        });
+        assert.ok(ways >= 6);
+      });
+    });
+  }
+}
 
 describe('packed driver: both sides asleep in turns', () => {
   const ROUNDS = 40_000;
