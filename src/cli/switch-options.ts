@@ -32,6 +32,8 @@ export interface SwitchSettings {
   readonly txCsum: boolean;
   readonly tso: boolean;
   readonly iommu: boolean;
+  readonly configSpace: boolean;
+  readonly postcopy: boolean;
   /** queue pairs a device */
   readonly queues: number;
   readonly learning: 'dynamic' | 'first';
@@ -207,9 +209,23 @@ export const SWITCH = {
     long: 'tso',
     value: '0|1',
     type: ON_OFF,
-    help: 'let guests leave segmentation to who receives, in packets up to 64 KiB; as --mergeable if left out',
+    help: 'let guests leave segmentation to who receives; as --mergeable if left out',
   },
   iommu: setting('iommu', '0|1', ON_OFF, '0', "let guests' IOMMUs translate the addresses (ACCESS_PLATFORM)"),
+  configSpace: setting(
+    'config-space',
+    '0|1',
+    ON_OFF,
+    '0',
+    'let front ends ask for the config space; QEMU warns that it does not',
+  ),
+  postcopy: setting(
+    'postcopy',
+    '0|1',
+    ON_OFF,
+    '0',
+    'receive guests by postcopy migration; only for front ends that may do as they like with the switch',
+  ),
   queues: setting('queues', 'COUNT', integer(1, VIRTIO_NET_MAX_PAIRS), '128', 'queue pairs of a device, at most'),
   zeroCopy: {
     ...setting(
@@ -274,6 +290,8 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
     txCsum,
     tso: givenValue(given, SWITCH.tso) ?? (mergeable && txCsum),
     iommu: valueOrDefault(given, SWITCH.iommu),
+    configSpace: valueOrDefault(given, SWITCH.configSpace),
+    postcopy: valueOrDefault(given, SWITCH.postcopy),
     queues: valueOrDefault(given, SWITCH.queues),
     learning: valueOrDefault(given, SWITCH.learning),
     poll: valueOrDefault(given, SWITCH.poll),

@@ -31,6 +31,10 @@ export interface VhostSwitchOptions {
   readonly txCsum: boolean;
   readonly tso: boolean;
   readonly iommu: boolean;
+  /** let front ends ask for the config space; QEMU warns at each start that it will not */
+  readonly configSpace: boolean;
+  /** receive guests by postcopy migration: then front ends can write all of this process's memory */
+  readonly postcopy: boolean;
   /** queue pairs a device, at most 128 */
   readonly queues: number;
   readonly poll: 'adaptive' | 'busy';
@@ -153,8 +157,8 @@ export class VhostSwitch {
   }
 
   #deviceOptions(id: number): NetDeviceOptions {
-    const { mergeable, txCsum, tso, iommu, queues } = this.#options;
-    return { id, mergeable, txCsum, tso, iommu, pairs: queues };
+    const { mergeable, txCsum, tso, iommu, configSpace, queues } = this.#options;
+    return { id, mergeable, txCsum, tso, iommu, configSpace, pairs: queues };
   }
 
   #onDestroyed(id: number): void {

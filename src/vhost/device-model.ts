@@ -13,6 +13,8 @@ export interface DeviceModel {
   readonly queueNum: number;
   /** the vrings that must run for the device to be of use; the driver fills the first of them before it kicks */
   readonly readyVrings: readonly number[];
+  /** The front end may ask for the config space: false for devices whose front ends have it from elsewhere, and say so aloud. */
+  readonly configOnOffer: boolean;
   /** The config space as it is now; not to be changed by who gets it. */
   configSpace(): Uint8Array;
   /**

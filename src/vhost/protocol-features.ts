@@ -29,7 +29,6 @@ const ALL_TYPES = featureMask(
   VHOST_USER_PROTOCOL_F_LOG_SHMFD,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
   VHOST_USER_PROTOCOL_F_BACKEND_REQ,
-  VHOST_USER_PROTOCOL_F_CONFIG,
   VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_RESET_DEVICE,
   VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS,
@@ -43,6 +42,7 @@ const ALL_TYPES = featureMask(
 /** What the methods that the model has stand for, beside what every device can do. */
 export function protocolFeaturesOf(model: DeviceModel, postcopy: boolean): bigint {
   const bits: [number, boolean][] = [
+    [VHOST_USER_PROTOCOL_F_CONFIG, model.configOnOffer],
     [VHOST_USER_PROTOCOL_F_RARP, model.sendRarp !== undefined],
     [VHOST_USER_PROTOCOL_F_MTU, model.setMtu !== undefined],
     [VHOST_USER_PROTOCOL_F_DEVICE_STATE, model.save !== undefined && model.load !== undefined],

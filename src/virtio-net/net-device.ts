@@ -27,6 +27,8 @@ const { off: CONFIG_OFF, size: CONFIG_BYTES } = VIRTIO_NET_CONFIG;
 export interface NetDeviceOptions extends NetFeatureOptions {
   /** the device's number: its port in the switch, which exists in the datapath */
   readonly id: number;
+  /** front ends may ask for the config space; default false, since QEMU has it from elsewhere and warns at each start */
+  readonly configSpace?: boolean | undefined;
   /** 68 to 65535, default 1500 */
   readonly mtu?: number | undefined;
   /** Mbit/s, for the config space; default unknown */
@@ -61,6 +63,7 @@ class NetModel implements DeviceModel {
   readonly offeredFeatures: bigint;
   readonly maxVrings: number;
   readonly queueNum: number;
+  readonly configOnOffer: boolean;
   /** The first pair: a guest need not use the others. */
   readonly readyVrings = [0, 1];
   readonly #options: NetDeviceOptions;
@@ -74,6 +77,7 @@ class NetModel implements DeviceModel {
     this.offeredFeatures = offeredNetFeatures(options);
     this.maxVrings = 2 * pairs;
     this.queueNum = pairs;
+    this.configOnOffer = options.configSpace ?? false;
     this.#options = options;
     this.#datapath = datapath;
     if (mac !== undefined) this.#config.set(mac, CONFIG_OFF.mac);

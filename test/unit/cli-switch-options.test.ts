@@ -19,6 +19,12 @@ const DEFAULTS = {
   client: false,
   vm2vm: 1,
   mergeable: false,
+  txCsum: true,
+  tso: false,
+  iommu: false,
+  configSpace: false,
+  postcopy: false,
+  queues: 128,
   learning: 'dynamic',
   poll: 'adaptive',
   statsSeconds: 0,
@@ -216,6 +222,13 @@ test('switch options: a portmask has one port', () => {
   fails('CONFIG_INVALID_VALUE', /^-p: 2 ports are enabled, but only 1 port can be enabled$/, '-p', '0x3');
 });
 
+test('switch options: segmentation follows mergeable buffers, and needs checksums', () => {
+  assert.equal(app('--mergeable', '1').tso, true);
+  assert.equal(app(...words('--mergeable 1 --tso 0')).tso, false);
+  assert.equal(app(...words('--mergeable 1 --tx-csum 0')).tso, false);
+  fails('CONFIG_CONFLICT', /^--tso 1: .*use --tx-csum 1/, ...words('--tso 1 --tx-csum 0'));
+});
+
 test('switch options: zero copy contradicts software switching and mergeable buffers', () => {
   fails('CONFIG_CONFLICT', /^--zero-copy 1: .*use --vm2vm 2 \(hardware\) or --vm2vm 0/, '--zero-copy', '1');
   fails('CONFIG_CONFLICT', /^--zero-copy 1: .*use --mergeable 0/, ...words('--zero-copy 1 --vm2vm 0 --mergeable 1'));
@@ -274,9 +287,16 @@ test('switch options: options without effect are accepted with a note', () => {
 });
 
 /** A result field with the option that sets it and the values it may have, written as text by `write`. */
+const bit = (on: boolean) => (on ? '1' : '0');
 const FIELDS: Readonly<Record<string, readonly [string, fc.Arbitrary<unknown>, ((value: never) => string)?]>> = {
   vm2vm: ['--vm2vm', fc.constantFrom(0, 1)],
-  mergeable: ['--mergeable', fc.boolean(), (on: boolean) => (on ? '1' : '0')],
+  mergeable: ['--mergeable', fc.boolean(), bit],
+  txCsum: ['--tx-csum', fc.boolean(), bit],
+  tso: ['--tso', fc.boolean(), bit],
+  iommu: ['--iommu', fc.boolean(), bit],
+  configSpace: ['--config-space', fc.boolean(), bit],
+  postcopy: ['--postcopy', fc.boolean(), bit],
+  queues: ['--queues', fc.integer({ min: 1, max: 128 })],
   learning: ['--learning', fc.constantFrom('dynamic', 'first')],
   poll: ['--poll', fc.constantFrom('adaptive', 'busy')],
   statsSeconds: ['--stats', fc.nat()],
@@ -305,7 +325,9 @@ test('command line: any set of options, written out and parsed, gives the same v
       });
       const paths = (settings.sockets ?? []) as string[];
       fc.pre(new Set(paths.map((path) => path.replace(/\/+/g, '/'))).size === paths.length);
-      assert.deepEqual(parseCommandLine(dashes ? ['--', ...args] : args), { ...DEFAULTS, ...settings });
+      fc.pre(settings.tso !== true || settings.txCsum !== false);
+      const tso = settings.tso ?? (settings.mergeable === true && settings.txCsum !== false);
+      assert.deepEqual(parseCommandLine(dashes ? ['--', ...args] : args), { ...DEFAULTS, ...settings, tso });
     }),
   );
 });
