@@ -209,7 +209,7 @@ export const SWITCH = {
     long: 'tso',
     value: '0|1',
     type: ON_OFF,
-    help: 'let guests leave segmentation to who receives; as --mergeable if left out',
+    help: 'leave segmentation to who receives; as --mergeable if left out',
   },
   iommu: setting('iommu', '0|1', ON_OFF, '0', "let guests' IOMMUs translate the addresses (ACCESS_PLATFORM)"),
   configSpace: setting(

@@ -56,6 +56,7 @@ export const plainModel = (vrings: number, more: Partial<DeviceModel> = {}): Dev
   maxVrings: vrings,
   queueNum: vrings,
   readyVrings: [0],
+  configOnOffer: true,
   configSpace: () => Uint8Array.of(1, 2, 3, 4),
   ...more,
 });
