@@ -53,7 +53,7 @@ const c = {
 export interface AddressRange {
   readonly address: bigint;
   /** bytes */
-  readonly len: number;
+  readonly size: number;
 }
 
 /**
@@ -99,40 +99,41 @@ export function duplicateFd(fd: number): number {
 }
 
 /** From now on a missing page in the range makes whoever touches it wait. */
-export function registerMissing(fd: number, { address, len }: AddressRange): void {
-  const { off, size } = UFFDIO_REGISTER_ARG;
-  const arg = new BigUint64Array(size / 8);
+export function registerMissing(fd: number, { address, size }: AddressRange): void {
+  const { off } = UFFDIO_REGISTER_ARG;
+  const arg = new BigUint64Array(UFFDIO_REGISTER_ARG.size / 8);
   arg[off.start / 8] = address;
-  arg[off.len / 8] = BigInt(len);
+  arg[off.len / 8] = BigInt(size);
   arg[off.mode / 8] = BigInt(UFFDIO_REGISTER_MODE_MISSING);
-  check(c.ioctl(fd, UFFDIO_REGISTER, arg), 'UFFDIO_REGISTER', describe(address, len));
+  check(c.ioctl(fd, UFFDIO_REGISTER, arg), 'UFFDIO_REGISTER', describe(address, size));
   const needed = (1n << BigInt(_UFFDIO_COPY)) | (1n << BigInt(_UFFDIO_WAKE));
   if ((arg[off.ioctls / 8] & needed) === needed) return;
-  unregister(fd, { address, len });
-  throw new SysError('UFFDIO_REGISTER', EOPNOTSUPP, describe(address, len));
+  unregister(fd, { address, size });
+  throw new SysError('UFFDIO_REGISTER', EOPNOTSUPP, describe(address, size));
 }
 
 /** The range is ordinary memory again: a missing page is a page of zeros. Wakes who waits in it. */
-export function unregister(fd: number, { address, len }: AddressRange): void {
-  check(c.ioctl(fd, UFFDIO_UNREGISTER, rangeArg(address, len)), 'UFFDIO_UNREGISTER', describe(address, len));
+export function unregister(fd: number, { address, size }: AddressRange): void {
+  check(c.ioctl(fd, UFFDIO_UNREGISTER, rangeArg(address, size)), 'UFFDIO_UNREGISTER', describe(address, size));
 }
 
 /** Has who waits in the range look again, whatever is mapped there now. */
-export function wake(fd: number, { address, len }: AddressRange): void {
-  check(c.ioctl(fd, UFFDIO_WAKE, rangeArg(address, len)), 'UFFDIO_WAKE', describe(address, len));
+export function wake(fd: number, { address, size }: AddressRange): void {
+  check(c.ioctl(fd, UFFDIO_WAKE, rangeArg(address, size)), 'UFFDIO_WAKE', describe(address, size));
 }
 
 /** Keeps the kernel from joining the range's pages to a huge one, which would fill its missing ones with zeros. */
-export function forbidHugePages({ address, len }: AddressRange): void {
+export function forbidHugePages({ address, size }: AddressRange): void {
   // EINVAL: a kernel without transparent huge pages
-  if (c.madvise(address, len, MADV_NOHUGEPAGE) < 0 && errno() !== EINVAL) check(-1, 'madvise', describe(address, len));
+  if (c.madvise(address, size, MADV_NOHUGEPAGE) < 0 && errno() !== EINVAL)
+    check(-1, 'madvise', describe(address, size));
 }
 
-function rangeArg(address: bigint, len: number): BigUint64Array {
+function rangeArg(address: bigint, size: number): BigUint64Array {
   const arg = new BigUint64Array(UFFDIO_RANGE_ARG.size / 8);
   arg[UFFDIO_RANGE_ARG.off.start / 8] = address;
-  arg[UFFDIO_RANGE_ARG.off.len / 8] = BigInt(len);
+  arg[UFFDIO_RANGE_ARG.off.len / 8] = BigInt(size);
   return arg;
 }
 
-const describe = (address: bigint, len: number) => `0x${address.toString(16)} + ${len}`;
+const describe = (address: bigint, size: number) => `0x${address.toString(16)} + ${size}`;

@@ -38,6 +38,8 @@ export interface Postcopy {
   shareFd(): number;
   /** From now on who touches a page of these that is not there waits for the front end. Whole pages. Throws SysError. */
   register(ranges: readonly MemoryRange[]): void;
-  /** Ends it: who waits goes on. Closes the userfaultfd. */
+  /** What was registered is ordinary memory again, before it is unmapped: who waits goes on, and reads zeros. */
+  unregister(): void;
+  /** As `unregister`, and closes the userfaultfd. */
   close(): void;
 }

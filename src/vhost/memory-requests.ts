@@ -32,6 +32,7 @@ export class MemoryRequests {
   async set(regions: readonly MemoryRegion[]): Promise<void> {
     const { memory, iotlb } = this.#space;
     await this.#runner.stopAll();
+    this.#postcopy.unregister();
     memory.clear();
     iotlb.clear();
     let taken = 0;
@@ -41,6 +42,7 @@ export class MemoryRequests {
       this.#postcopy.register();
     } catch (error) {
       for (const { fd } of regions.slice(taken)) closeSync(fd);
+      this.#postcopy.unregister();
       memory.clear();
       throw error;
     } finally {

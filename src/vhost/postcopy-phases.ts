@@ -44,6 +44,16 @@ export class PostcopyPhases {
     this.#listening = true;
   }
 
+  /** While pages are missing nobody but the front end may fill the files: what it has not sent would be zeros for good. */
+  get listening(): boolean {
+    return this.#listening;
+  }
+
+  /** Memory is about to be unmapped. */
+  unregister(): void {
+    this.#postcopy?.unregister();
+  }
+
   /** New memory has been mapped, and nobody has touched it. While listening it stays so until `ready`. */
   register(): void {
     if (this.#postcopy === undefined || !this.#listening) return;
@@ -70,10 +80,11 @@ export class PostcopyPhases {
 
   /** It is over, or never was. */
   end(): void {
-    this.#postcopy?.close();
+    const postcopy = this.#postcopy;
     this.#postcopy = undefined;
     this.#listening = false;
     this.#runner.held = false;
     this.#runner.incoming = false;
+    postcopy?.close();
   }
 }

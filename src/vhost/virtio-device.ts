@@ -346,8 +346,11 @@ export class VirtioDevice implements VhostDevice {
     return this.#space.coverTruncated();
   }
 
-  /** Covers memory whose files have holes without room to fill them. @returns true if there was some */
+  /**
+   * Covers memory whose files have holes without room to fill them. @returns true if there was some. Looking for them fills some, so
+   * not while the front end does that; whoever touches one then waits for it, and is no reason to look here.
+   */
   coverHoles(): boolean {
-    return this.#space.coverHoles();
+    return !this.#postcopy.listening && this.#space.coverHoles();
   }
 }

@@ -10,8 +10,8 @@
  * - `commit` changes the old free list first. Once it equals the new one, the batch was handed back, whatever the rest says: the spec's
  *   way, to look at the flags, may then find by an old index and a new counter, or the other way round, a descriptor of another lap.
  *
- * A batch that was not handed back may have left flags behind its first descriptor that say "used". Recovery takes them back, lest
- * the driver believe them when the first descriptor is used by another batch, a shorter one.
+ * A batch that was not handed back may have left flags behind its first descriptor that say "used". Recovery takes them back, all of
+ * them up to the avail index, lest the driver believe them when the first descriptor is used by another batch, a shorter one.
  *
  * The free list is kept here as well, and only recovery reads the region's: see `inflight.ts` on what the front end may write.
  * @see QEMU docs/interop/vhost-user.rst "Inflight I/O tracking"; VIRTIO 1.2 §2.8
@@ -150,8 +150,8 @@ export class PackedInflight {
   }
 
   /**
-   * The next batch of used descriptors hands back these `n` buffers and no other. To be called before any of their flags is written;
-   * neither `begin` nor another `end` comes before `commit`.
+   * The next batch of used descriptors hands back these `n` buffers and no other. To be called before the flags of its first one are
+   * written; neither `begin` nor another `end` comes before `commit`.
    */
   end(entries: Int32Array, n: number): void {
     if (n === 0) return;
@@ -177,7 +177,7 @@ export class PackedInflight {
     Atomics.store(this.#u8, this.#off + HEAD.used_wrap_counter, state[USED_WRAP]);
   }
 
-  /** All flags have been written, those of the batch's first descriptor last: what was given to `end` is not inflight any more. */
+  /** All flags have been written, those of the batch's first descriptor last of all: what was given to `end` is not inflight any more. */
   commit(entries: Int32Array, n: number): void {
     const state = this.#state;
     for (let i = 0; i < n; i++) this.#u8[this.#entry(entries[i]) + DESC.inflight] = 0;
@@ -207,6 +207,7 @@ export class PackedInflight {
     if (!known) return INFLIGHT_CORRUPT;
     const n = this.#readLists(entries);
     if (n < 0) return n;
+    this.#takeBackFlags();
     const counterOf = (head: number) => (this.#entry(head) + DESC.counter) >> 2;
     sortByCounter(entries, n, this.#i32, counterOf, this.#state);
     return n;
@@ -281,8 +282,7 @@ export class PackedInflight {
     if (pending && (free === oldFree || !this.#isAvailable(oldUsed, oldWrap))) {
       this.#storeOld(free, used, wrap);
     } else {
-      if (pending) this.#takeBackFlags(oldUsed, (used - oldUsed + this.#num) % this.#num || this.#num, oldWrap);
-      // The counter before the index: until both are back, how far the batch reached must be seen from the indexes.
+      // The free list last: as long as it differs from the old one, what else differs was not handed back.
       Atomics.store(this.#u8, this.#off + HEAD.used_wrap_counter, oldWrap);
       Atomics.store(this.#u16, (this.#off + HEAD.used_idx) >> 1, oldUsed);
       Atomics.store(this.#u16, (this.#off + HEAD.free_head) >> 1, oldFree);
@@ -304,12 +304,18 @@ export class PackedInflight {
     return (flags & (AVAIL | USED)) === (wrap === 1 ? AVAIL : USED);
   }
 
-  /** Descriptors of a batch whose first was never used: available again. They are the device's, and nobody reads them for more. */
-  #takeBackFlags(first: number, count: number, wrap: number): void {
-    for (let i = 1; i < count; i++) {
-      const wrapped = first + i >= this.#num;
-      const ringIdx = wrapped ? first + i - this.#num : first + i;
-      Atomics.store(this.#ring16, this.#flagsAt(ringIdx), (wrap === 1) !== wrapped ? AVAIL : USED);
+  /**
+   * Has the descriptors between used and avail index say "available". Their buffers are inflight: nobody reads more of them than
+   * whether they are used. The first says so already.
+   */
+  #takeBackFlags(): void {
+    const state = this.#state;
+    const held = this.#entries - state[FREE_COUNT];
+    for (let i = 1; i < held; i++) {
+      const at = state[USED_IDX] + i;
+      const wrapped = at >= this.#num;
+      const available = (state[USED_WRAP] === 1) !== wrapped ? AVAIL : USED;
+      Atomics.store(this.#ring16, this.#flagsAt(wrapped ? at - this.#num : at), available);
     }
   }
 

@@ -9,7 +9,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { SysError } from '../../src/errors.ts';
 import { mapInto, unmapFrom } from '../../src/mem/window.ts';
 import { createMemfd } from '../../src/sys/memory.ts';
-import { type AddressRange, Postcopy } from '../../src/vhost/postcopy.ts';
+import type { AddressRange } from '../../src/sys/userfaultfd.ts';
+import { UserfaultPostcopy } from '../../src/vhost/postcopy.ts';
 import { PageFiller } from '../kit/page-filler.ts';
 import { pool } from '../kit/ram.ts';
 import { Toucher } from '../kit/toucher.ts';
@@ -22,20 +23,22 @@ const MIB = 2 ** 20;
 
 const window = pool.acquire();
 const thread = new Toucher(window);
+thread.touch(0);
+await thread.done(); // it has opened what descriptors a thread takes
 after(() => thread.stop());
 
-const range: AddressRange = { address: window.address + BigInt(OFF), len: PAGES * PAGE };
+const range: AddressRange = { address: window.address + BigInt(OFF), size: PAGES * PAGE };
 const pageAt = (n: number) => range.address + BigInt(n * PAGE);
 const offAt = (n: number, within = 7) => OFF + n * PAGE + within;
 const fds = () => readdirSync('/proc/self/fd').length;
 
 /** Guest memory without a page, mapped, and registered where the front end hears of it. Undoes everything after the test. */
-function start(t: TestContext): { postcopy: Postcopy; frontEnd: PageFiller; memfd: number } {
+function start(t: TestContext): { postcopy: UserfaultPostcopy; frontEnd: PageFiller; memfd: number } {
   const before = fds();
   const memfd = createMemfd('test', PAGES * PAGE);
   mapInto(window, OFF, PAGES * PAGE, memfd, 0);
-  const postcopy = new Postcopy();
-  const frontEnd = new PageFiller(postcopy.advise());
+  const postcopy = new UserfaultPostcopy();
+  const frontEnd = new PageFiller(postcopy.shareFd());
   postcopy.register([range]);
   t.after(async () => {
     postcopy.close();
@@ -91,8 +94,7 @@ test('postcopy: after its end missing pages are zeros and nobody waits', async (
   await touchMissing(frontEnd, 0);
   frontEnd.copy(pageAt(0), Buffer.alloc(PAGE, 1));
   await thread.done();
-  postcopy.end();
-  assert.equal(postcopy.active, false);
+  postcopy.close();
   thread.touch(offAt(0));
   assert.equal(await thread.done(), 1);
   thread.touch(offAt(1));
@@ -111,8 +113,8 @@ test('postcopy: a front end that dies frees nobody: our close does', async (t) =
   const before = fds();
   const memfd = createMemfd('test', PAGES * PAGE);
   mapInto(window, OFF, PAGES * PAGE, memfd, 0);
-  const postcopy = new Postcopy();
-  const frontEnd = new PageFiller(postcopy.advise());
+  const postcopy = new UserfaultPostcopy();
+  const frontEnd = new PageFiller(postcopy.shareFd());
   t.after(async () => {
     postcopy.close();
     await thread.done();
@@ -129,14 +131,14 @@ test('postcopy: a front end that dies frees nobody: our close does', async (t) =
   assert.equal(await thread.done(), 0);
 });
 
-test('postcopy: a range that is taken out frees its thread, the others stay', async (t) => {
+test('postcopy: memory that is unregistered frees its thread, and other memory may be registered then', async (t) => {
   const { postcopy, frontEnd } = start(t);
-  const half = { address: range.address, len: range.len / 2 };
-  const rest = { address: pageAt(PAGES / 2), len: range.len / 2 };
-  postcopy.unregister([range]);
-  postcopy.register([half, rest]);
   await touchMissing(frontEnd, 1);
-  postcopy.unregister([half]);
+  postcopy.unregister();
+  assert.equal(await thread.done(), 0);
+  const rest = { address: pageAt(PAGES / 2), size: range.size / 2 };
+  postcopy.register([rest]);
+  thread.touch(offAt(2));
   assert.equal(await thread.done(), 0);
   await touchMissing(frontEnd, PAGES / 2);
   frontEnd.copy(pageAt(PAGES / 2), Buffer.alloc(PAGE, 9));
@@ -164,9 +166,9 @@ test('postcopy: a front end that cuts off the page a thread waits for harms itse
 
 test('postcopy: ranges are registered all or none', async (t) => {
   const { postcopy, frontEnd } = start(t);
-  postcopy.unregister([range]);
-  const good = { address: range.address, len: PAGE };
-  const bad = { address: range.address + BigInt(PAGE), len: 100 };
+  postcopy.unregister();
+  const good = { address: range.address, size: PAGE };
+  const bad = { address: range.address + BigInt(PAGE), size: 100 };
   assert.throws(
     () => postcopy.register([good, bad]),
     (error) => error instanceof SysError && error.code === 'EINVAL' && error.message.includes(bad.address.toString(16)),
@@ -176,27 +178,12 @@ test('postcopy: ranges are registered all or none', async (t) => {
   assert.equal(frontEnd.poll(), undefined);
 });
 
-test('postcopy: each advice begins anew, and nothing is left of the last', async (t) => {
-  const { postcopy, frontEnd } = start(t);
-  await touchMissing(frontEnd, 2);
-  const next = new PageFiller(postcopy.advise());
-  assert.equal(await thread.done(), 0);
-  postcopy.register([range]);
-  await touchMissing(next, 3);
-  next.copy(pageAt(3), Buffer.alloc(PAGE, 3));
-  assert.equal(await thread.done(), 3);
-  next.close();
-});
-
-test('postcopy: nothing is registered before it is advised, and closing what is closed does nothing', () => {
+test('postcopy: closing what is closed does nothing, and nothing stays open', () => {
   const before = fds();
-  const postcopy = new Postcopy();
-  assert.throws(() => postcopy.register([range]), RangeError);
-  postcopy.close();
-  closeSync(postcopy.advise());
+  const postcopy = new UserfaultPostcopy();
+  closeSync(postcopy.shareFd());
   postcopy.close();
   postcopy.close();
-  assert.equal(postcopy.active, false);
   assert.equal(fds(), before);
 });
 
@@ -219,10 +206,10 @@ test('postcopy: a hugepage comes as a whole', async (t) => {
   const off = 2 * size - Number(window.address % BigInt(size));
   mapInto(window, off, 2 * size, fd, 0);
   const address = window.address + BigInt(off);
-  const postcopy = new Postcopy();
-  const frontEnd = new PageFiller(postcopy.advise());
+  const postcopy = new UserfaultPostcopy();
+  const frontEnd = new PageFiller(postcopy.shareFd());
   try {
-    postcopy.register([{ address, len: 2 * size }]);
+    postcopy.register([{ address, size: 2 * size }]);
     thread.touch(off + size + 12345);
     assert.equal(await frontEnd.fault(), address + BigInt(size));
     frontEnd.copy(address + BigInt(size), Buffer.alloc(size, 0x66));
