@@ -137,10 +137,11 @@ export class VirtioUser {
   /** Shares the memory and starts every ring where it goes on, also after a connection is lost: behind what the back end has used. */
   async #start(): Promise<void> {
     await this.#shareMemory();
-    for (let index = 0; index < 2 * this.pairs.length; index++) await this.#startRing(index);
+    // Enabled first, as QEMU does: of a ring that runs disabled, what waits in it would be discarded.
     if (hasFeature(this.features, VHOST_USER_F_PROTOCOL_FEATURES)) {
       for (const [n, enabled] of this.#enabled.entries()) await this.#tellEnabled(n, enabled);
     }
+    for (let index = 0; index < 2 * this.pairs.length; index++) await this.#startRing(index);
     // Some back ends acknowledge a request before they act on it; they act before they answer the next one.
     await this.#frontEnd.getFeatures();
     for (const pair of this.pairs) {
