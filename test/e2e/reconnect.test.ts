@@ -13,7 +13,7 @@ import { Stream } from './stream.ts';
 import { SwitchProcess } from './switch-process.ts';
 import { connectGuest, macOf } from './traffic.ts';
 
-const TORTURE_S = Number(process.env.TORTURE_SECONDS ?? 8);
+const TORTURE_S = Number(process.env.TORTURE_SECONDS ?? 5);
 const RECONNECT_MS = 20_000;
 /** Lines a switch may print in one life with six guests. */
 const MAX_LINES = 60;
