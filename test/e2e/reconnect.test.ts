@@ -7,7 +7,7 @@ import { readdirSync } from 'node:fs';
 import { after, before, describe, type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { VirtioUserOptions } from '../../src/port/virtio-user.ts';
-import { featureMask, VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC } from '../../src/uapi/virtio-net.ts';
+import { featureMask, VIRTIO_F_VERSION_1, VIRTIO_RING_F_INDIRECT_DESC } from '../../src/uapi/virtio.ts';
 import { makeTempDir, removeTempDir, waitUntil } from '../peers/process.ts';
 import { Stream } from './stream.ts';
 import { SwitchProcess } from './switch-process.ts';

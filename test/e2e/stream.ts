@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { SwitchError } from '../../src/errors.ts';
 import type { VirtioUser } from '../../src/port/virtio-user.ts';
 import { VRING_AVAIL, VRING_USED_ELEM } from '../../src/uapi/virtio-ring.ts';
-import type { SplitDriver } from '../../src/virtqueue/split-driver.ts';
+import { asSplit, type SplitDriver } from '../../src/virtqueue/split-driver.ts';
 import { waitUntil } from '../peers/process.ts';
 import { frame } from './traffic.ts';
 
@@ -132,7 +132,7 @@ export class Stream {
    */
   noteDeath(stopped = false): number {
     this.drain();
-    const { driver } = this.from.ring(TX);
+    const driver = asSplit(this.from.ring(TX).driver);
     this.#usedAtDeath = driver.sharedUsedIdx;
     this.#held = offered(driver, driver.sharedUsedIdx, driver.availIdx);
     if (stopped) this.#forgive();
@@ -165,7 +165,7 @@ export class Stream {
       assert.ok(got && Buffer.from(got).equals(expected), `frame ${n} of ${frames} from ${this.to.mac}`);
     }
     // A frame can be here before its buffer is back; one that is not would be sent again after a restart, and flooded.
-    const { driver } = this.to.ring(TX);
+    const driver = asSplit(this.to.ring(TX).driver);
     const taken = () => driver.sharedUsedIdx === driver.availIdx;
     await waitUntil('the buffers of the frames to come back', taken, PATIENCE_MS, { everyMs: 1 });
   }
@@ -184,7 +184,7 @@ export class Stream {
   /** The sender connects again: every descriptor that the dead back end held is used by the new one, exactly once. */
   async reconnectSender(deadlineMs: number): Promise<void> {
     await this.from.reconnect(deadlineMs);
-    const { driver } = this.from.ring(TX);
+    const driver = asSplit(this.from.ring(TX).driver);
     const from = this.#usedAtDeath;
     const to = driver.availIdx;
     await waitUntil('every descriptor to be used', () => driver.sharedUsedIdx === to, PATIENCE_MS, {
@@ -198,7 +198,7 @@ export class Stream {
 
   /** Waits until nothing is on the way: then every receive buffer, of one descriptor each, is on offer exactly once. */
   async assertWhole(): Promise<void> {
-    const { driver } = this.to.ring(RX);
+    const driver = asSplit(this.to.ring(RX).driver);
     const free = () => {
       this.drain();
       return ((driver.availIdx - driver.sharedUsedIdx) & 0xffff) === driver.size && this.#seen === this.#next;
