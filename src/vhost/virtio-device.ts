@@ -346,8 +346,11 @@ export class VirtioDevice implements VhostDevice {
     return this.#space.coverTruncated();
   }
 
-  /** Covers memory whose files have holes without room to fill them. @returns true if there was some */
+  /**
+   * Covers memory whose files have holes without room to fill them. @returns true if there was some. Where postcopy fills the holes
+   * they are left alone: to try whether there is room would put zeros there.
+   */
   coverHoles(): boolean {
-    return this.#space.coverHoles();
+    return !this.#runner.incoming && this.#space.coverHoles();
   }
 }

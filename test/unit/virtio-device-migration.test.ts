@@ -353,6 +353,8 @@ test('virtio device: in postcopy, rings wait until the front end knows where mem
     await device.setVringAddr(0, addresses(0));
     await device.setVringKick(0, createEventfd());
     assert.equal(runs(), false);
+    assert.equal(device.coverHoles(), false);
+    assert.equal(fstatSync(odd.fd).blocks, 0, 'looking for holes fills none');
     await device.postcopyReady();
     assert.equal(runs(), true);
     await device.postcopyEnd();
