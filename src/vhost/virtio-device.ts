@@ -347,10 +347,10 @@ export class VirtioDevice implements VhostDevice {
   }
 
   /**
-   * Covers memory whose files have holes without room to fill them. @returns true if there was some. Looking for them fills some, so
-   * not while the front end does that; whoever touches one then waits for it, and is no reason to look here.
+   * Covers memory whose files have holes without room to fill them. @returns true if there was some. Where postcopy fills the holes
+   * they are left alone: to try whether there is room would put zeros there.
    */
   coverHoles(): boolean {
-    return !this.#postcopy.listening && this.#space.coverHoles();
+    return !this.#runner.incoming && this.#space.coverHoles();
   }
 }

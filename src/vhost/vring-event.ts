@@ -10,6 +10,7 @@ import { NO_FD } from './vhost-device.ts';
 
 export class VringEvent {
   #fd = NO_FD;
+  /** the front end has said which eventfd to use, or that there is none */
   #given = false;
   /** the eventfd is the device's own */
   #own = false;
@@ -18,11 +19,6 @@ export class VringEvent {
 
   get fd(): number {
     return this.#fd;
-  }
-
-  /** The front end has said which eventfd to use, or that there is none. */
-  get isGiven(): boolean {
-    return this.#given;
   }
 
   /** Takes the front end's eventfd over, or NO_FD, and closes what there was. */

@@ -123,7 +123,8 @@ class NetModel implements DeviceModel {
 
   load(bytes: Uint8Array): void {
     const { mtu, mac, status, macs } = decodeNetState(bytes);
-    this.setMtu(mtu);
+    if (!isMtu(mtu)) throw new ProtocolError('BAD_STATE', 'CHECK_DEVICE_STATE', `MTU ${mtu} makes no sense`);
+    this.#view.setUint16(CONFIG_OFF.mtu, mtu, true);
     this.#config.set(mac, CONFIG_OFF.mac);
     this.#view.setUint16(CONFIG_OFF.status, status, true);
     this.#options.onMacs?.(macs);

@@ -58,7 +58,7 @@ export function decodeNetState(bytes: Uint8Array): NetState {
   const count = view.getUint16(HEAD.off.macs, true);
   if (count > MAX_MACS || bytes.length < HEAD.size + MAC_BYTES * count)
     fail(`${count} addresses do not fit in ${bytes.length} bytes`);
-  const address = (at: number) => bytes.slice(at, at + MAC_BYTES);
+  const address = (at: number) => new Uint8Array(bytes.subarray(at, at + MAC_BYTES));
   return {
     mtu: view.getUint16(HEAD.off.mtu, true),
     mac: address(HEAD.off.mac),

@@ -21,6 +21,15 @@ const assertOpen = (fd: number) => {
   if (fd !== NO_FD) fstatSync(fd);
 };
 
+/** A vring's parts and records lie in windows that were handed over. */
+function assertInside({ windows }: DeviceMemory, { ring: { desc, avail, used, inflight } }: VringConfig): void {
+  for (const { window } of [desc, avail, used, ...(inflight === undefined ? [] : [inflight])])
+    assert.ok(
+      windows.some(({ id }) => id === window),
+      'a vring lies in memory that was handed over',
+    );
+}
+
 export class FakeDatapath implements NetDatapath {
   /** one line a call, e.g. `start 0` */
   readonly calls: string[] = [];
@@ -81,20 +90,16 @@ export class FakeDatapath implements NetDatapath {
     for (const { window } of [...memory.chunks, ...(memory.log === undefined ? [] : [memory.log, ...memory.log.pages])])
       assert.ok(ids.includes(window), 'every window that is named is handed over');
     assertOpen(memory.log?.callFd ?? NO_FD);
+    for (const vring of this.running) if (vring !== undefined) assertInside(memory, vring.config);
     this.memory = structuredClone(memory);
   }
 
   async startVring(_port: number, vring: number, config: VringConfig): Promise<void> {
     await this.#call(`start ${vring}`);
     assert.equal(this.running[vring], undefined, `vring ${vring} is started twice`);
-    const { desc, avail, used, kickFd, callFd, inflight } = config.ring;
-    for (const fd of [kickFd, callFd, config.errFd]) assertOpen(fd);
-    for (const { window } of [desc, avail, used, ...(inflight === undefined ? [] : [inflight])])
-      assert.ok(
-        this.memory.windows.some(({ id }) => id === window),
-        'a vring lies in memory that was handed over',
-      );
-    this.running[vring] = { config: structuredClone(config), enabled: config.enabled, callFd };
+    for (const fd of [config.ring.kickFd, config.ring.callFd, config.errFd]) assertOpen(fd);
+    assertInside(this.memory, config);
+    this.running[vring] = { config: structuredClone(config), enabled: config.enabled, callFd: config.ring.callFd };
   }
 
   async stopVring(_port: number, vring: number, drain: boolean): Promise<number | undefined> {
