@@ -7,6 +7,7 @@ import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
 import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
+import { UserfaultPostcopy } from '../vhost/postcopy.ts';
 import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
 import { VhostUserClient } from '../vhost-user/client.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
@@ -157,8 +158,9 @@ export class VhostSwitch {
   }
 
   #deviceOptions(id: number): NetDeviceOptions {
-    const { mergeable, txCsum, tso, iommu, configSpace, queues } = this.#options;
-    return { id, mergeable, txCsum, tso, iommu, configSpace, pairs: queues };
+    const { mergeable, txCsum, tso, iommu, configSpace, postcopy, queues } = this.#options;
+    const createPostcopy = postcopy ? () => new UserfaultPostcopy() : undefined;
+    return { id, mergeable, txCsum, tso, iommu, configSpace, pairs: queues, createPostcopy };
   }
 
   #onDestroyed(id: number): void {

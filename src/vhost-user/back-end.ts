@@ -60,6 +60,7 @@ export class BackEnd {
       onMessage: (message) => this.#serially(() => this.#onMessage(message)),
       onClose: (error) => {
         if (error !== undefined) this.#log.log(levelOf(error), `${error.message}; connection closed`);
+        device.frontEndGone?.();
         this.#destroy().then(resolve);
       },
     });

@@ -44,11 +44,6 @@ export class PostcopyPhases {
     this.#listening = true;
   }
 
-  /** While pages are missing nobody but the front end may fill the files: what it has not sent would be zeros for good. */
-  get listening(): boolean {
-    return this.#listening;
-  }
-
   /** Memory is about to be unmapped. */
   unregister(): void {
     this.#postcopy?.unregister();

@@ -29,6 +29,7 @@ class FakePostcopy implements Postcopy {
   readonly #fd = createEventfd();
   shareFd = () => createEventfd();
   register = () => {};
+  unregister = () => {};
   close = () => closeSync(this.#fd);
 }
 

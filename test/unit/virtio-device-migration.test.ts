@@ -318,6 +318,7 @@ class FakePostcopy implements Postcopy {
   register(ranges: readonly MemoryRange[]): void {
     this.told.push(...ranges.map(({ address, size }) => `register ${address} ${size}`));
   }
+  unregister(): void {}
   close(): void {
     closeSync(this.#fd);
     this.told.push('close');
