@@ -18,6 +18,7 @@ import { VirtioUser } from '../src/port/virtio-user.ts';
 import { pinThread } from '../src/sys/affinity.ts';
 import { featureMask, VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX } from '../src/uapi/virtio.ts';
 import { VIRTIO_NET_F_MRG_RXBUF } from '../src/uapi/virtio-net.ts';
+import { asSplit } from '../src/virtqueue/split-driver.ts';
 import { ADDRESSES_LEN, frameOf, macOf } from './frames.ts';
 import { Loopback } from './loopback.ts';
 import { StaticPort } from './static-port.ts';
@@ -230,7 +231,7 @@ function makeLoopback(): { ports: StaticPort[]; pairs: NetPair[] } {
   const rams = Array.from({ length: nPorts }, () => new GuestRam([{ guestAddr: 2 ** 30, size: ringSize * 2 ** 14 }]));
   const pairs = rams.map((ram) => new NetPair(ram, options));
   const ports = pairs.map((pair, i) => new StaticPort(pair, rams[i], framesOf(i), 12));
-  const drivers = pairs.flatMap(({ rings }) => rings.map(({ driver }) => driver));
+  const drivers = pairs.flatMap(({ rings }) => rings.map(({ driver }) => asSplit(driver)));
   device = new Loopback(ports, drivers, 12 + size);
   return { ports, pairs };
 }

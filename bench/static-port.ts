@@ -9,7 +9,7 @@ import type { GuestRam } from '../src/port/guest-ram.ts';
 import type { NetPair } from '../src/port/net-pair.ts';
 import { signal } from '../src/sys/eventfd.ts';
 import { VRING_AVAIL, VRING_DESC, VRING_USED_ELEM, VRING_USED_F_NO_NOTIFY } from '../src/uapi/virtio-ring.ts';
-import { needEvent, type SplitDriver } from '../src/virtqueue/split-driver.ts';
+import { asSplit, needEvent, type SplitDriver } from '../src/virtqueue/split-driver.ts';
 
 const TWO_32 = 2 ** 32;
 const LINE = 64;
@@ -145,8 +145,8 @@ export class StaticPort {
     const [rx, tx] = pair.rings;
     for (const { driver } of pair.rings) driver.disableCalls();
     for (const frame of frames) if (!pair.tx.add(frame)) throw new Error('the transmit ring is not empty');
-    this.rx = new StaticRing(rx.driver, ram, rx.kickFd);
-    this.tx = new StaticRing(tx.driver, ram, tx.kickFd);
+    this.rx = new StaticRing(asSplit(rx.driver), ram, rx.kickFd);
+    this.tx = new StaticRing(asSplit(tx.driver), ram, tx.kickFd);
     // The driver counts all of them as offered; nothing is published yet, so the index stands a ring's length earlier.
     this.tx.avail = (this.tx.avail - frames.length) & 0xffff;
     this.#lines = Math.ceil((headerLen + frames[0].length) / LINE);

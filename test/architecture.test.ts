@@ -68,6 +68,19 @@ test('architecture: a room imports only rooms above it', () => {
   assert.deepEqual(breaches, []);
 });
 
+test('architecture: the protocol knows no device', () => {
+  const devices = ROOMS.filter((room) => room.startsWith('virtio-'));
+  assert.ok(devices.includes('virtio-net'));
+  const breaches = files
+    .filter(({ path }) => ['vhost', 'vhost-user', 'vhost-cuse'].includes(roomOf(path)))
+    .flatMap(({ path, files: imported }) =>
+      imported
+        .filter((other) => devices.includes(roomOf(other)) || other.startsWith('uapi/virtio-net'))
+        .map((other) => `${path} imports ${other}`),
+    );
+  assert.deepEqual(breaches, []);
+});
+
 test('architecture: errors.ts imports nothing of the package', () => {
   assert.deepEqual(byPath.get('errors.ts')?.files, []);
 });

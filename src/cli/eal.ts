@@ -22,10 +22,10 @@ export interface LcoreCpus {
   readonly cpus: readonly number[];
 }
 
-/** Where the threads run: the main thread, which handles no packets, and the polling one. With one core they are the same. */
+/** Where the threads run: the main thread, which handles no packets, and the polling ones. With one core they are the same. */
 export interface Cores {
   readonly main: LcoreCpus;
-  readonly worker: LcoreCpus;
+  readonly workers: readonly LcoreCpus[];
 }
 
 /** What the EAL options say. Without core options `cores` is absent, and the caller chooses. */
@@ -208,8 +208,6 @@ function resolveCores(given: readonly Given[]): { cores?: Cores; notes: string[]
       value: `${mainLcore}`,
     });
   }
-  const [worker = main, ...idle] = lcores.filter((one) => one !== main);
-  const idleNames = idle.map(({ lcore }) => lcore).join(', ');
-  const note = `${spell(chosen)}: this version polls on one lcore, ${worker.lcore}; not used: ${idleNames}`;
-  return { cores: { main, worker }, notes: idle.length > 0 ? [note] : [] };
+  const others = lcores.filter((one) => one !== main);
+  return { cores: { main, workers: others.length > 0 ? others : [main] }, notes: [] };
 }

@@ -67,8 +67,7 @@ export async function runSwitch(
   failed.promise.catch(() => {});
   const running = await VhostSwitch.start({
     ...options,
-    lcore: options.cores?.worker.lcore ?? 0,
-    cpus: options.cores?.worker.cpus ?? [],
+    lcores: options.cores?.workers ?? [{ lcore: 0, cpus: [] }],
     config: {
       learning: options.learning,
       vm2vm: options.vm2vm,
@@ -81,7 +80,8 @@ export async function runSwitch(
     print: output.say,
     onFatal: failed.reject,
   });
-  for (const path of options.sockets) output.log('info', `listening on ${path}`);
+  // a client tells itself what it waits for
+  if (!options.client) for (const path of options.sockets) output.log('info', `listening on ${path}`);
   const finish = meanwhile(running);
   try {
     await Promise.race([stopped, failed.promise]);

@@ -4,6 +4,7 @@
  */
 import { normalize } from 'node:path';
 import { ConfigError } from '../errors.ts';
+import { VIRTIO_NET_MAX_PAIRS } from '../uapi/virtio-net.ts';
 import {
   allValues,
   choice,
@@ -14,17 +15,27 @@ import {
   integer,
   ON_OFF,
   type Option,
+  optionName,
   type ValueType,
   valueOrDefault,
 } from './options.ts';
 
 /** What the options of the switch say, defaults included. */
 export interface SwitchSettings {
-  /** Paths of the sockets to listen on, at least one, each once. */
+  /** Paths of the sockets to listen on, or with `client` to connect to; at least one, each once. */
   readonly sockets: readonly string[];
+  /** Front ends listen on the sockets. */
+  readonly client: boolean;
   /** 0: guests reach each other through an uplink only; 1: the switch forwards between them. */
   readonly vm2vm: 0 | 1;
   readonly mergeable: boolean;
+  readonly txCsum: boolean;
+  readonly tso: boolean;
+  readonly iommu: boolean;
+  readonly configSpace: boolean;
+  readonly postcopy: boolean;
+  /** queue pairs a device */
+  readonly queues: number;
   readonly learning: 'dynamic' | 'first';
   readonly poll: 'adaptive' | 'busy';
   /** Seconds between two tables of statistics, 0 = none; up to 2^31 - 1, more than a timer holds. */
@@ -88,7 +99,6 @@ const DMA_LIST: ValueType<string> = {
 const UPLINKS_LATER = 'uplink ports are not in this version yet';
 const NEEDS_UPLINK = 'no effect without an uplink';
 const NEEDS_ZERO_COPY = 'no effect without --zero-copy 1';
-const OFFLOADS_LATER = 'offloads are not in this version yet';
 
 /** A row with a value and a default. */
 function setting<T>(long: string, value: string, type: ValueType<T>, fallback: string, help: string) {
@@ -124,8 +134,7 @@ export const SWITCH = {
   client: {
     long: 'client',
     type: FLAG,
-    help: 'connect to sockets that QEMU listens on',
-    later: 'client mode is not in this version yet; leave --client out and let QEMU connect (server=off)',
+    help: 'connect to the sockets of --socket-file, where QEMU listens',
   },
   maxDevices: setting('max-devices', 'COUNT', integer(1, 1024), '64', 'devices at most'),
   vm2vm: {
@@ -195,16 +204,29 @@ export const SWITCH = {
     ...setting('rx-retry-delay', 'USEC', integer(0, INT32_MAX), '15', 'time between retries'),
     note: NEEDS_UPLINK,
   },
-  txCsum: {
-    ...setting('tx-csum', '0|1', ON_OFF, '0', 'let guests leave checksums to the switch'),
-    laterValue: '1',
-    later: `${OFFLOADS_LATER}; leave --tx-csum out`,
-  },
+  txCsum: setting('tx-csum', '0|1', ON_OFF, '1', 'let guests leave checksums to who receives'),
   tso: {
-    ...setting('tso', '0|1', ON_OFF, '0', 'let guests leave TCP segmentation to the switch'),
-    laterValue: '1',
-    later: `${OFFLOADS_LATER}; leave --tso out`,
+    long: 'tso',
+    value: '0|1',
+    type: ON_OFF,
+    help: 'leave segmentation to who receives; as --mergeable if left out',
   },
+  iommu: setting('iommu', '0|1', ON_OFF, '0', "let guests' IOMMUs translate the addresses (ACCESS_PLATFORM)"),
+  configSpace: setting(
+    'config-space',
+    '0|1',
+    ON_OFF,
+    '0',
+    'let front ends ask for the config space; QEMU warns that it does not',
+  ),
+  postcopy: setting(
+    'postcopy',
+    '0|1',
+    ON_OFF,
+    '0',
+    'receive guests by postcopy migration; only for front ends that may do as they like with the switch',
+  ),
+  queues: setting('queues', 'COUNT', integer(1, VIRTIO_NET_MAX_PAIRS), '128', 'queue pairs of a device, at most'),
   zeroCopy: {
     ...setting(
       'zero-copy',
@@ -254,12 +276,23 @@ export const SWITCH = {
 export function resolveSwitch(given: readonly Given[]): SwitchSettings {
   checkPorts(given);
   checkZeroCopy(given);
+  checkClient(given);
+  checkOffloads(given);
+  const mergeable = valueOrDefault(given, SWITCH.mergeable);
+  const txCsum = valueOrDefault(given, SWITCH.txCsum);
   const owner = givenValue(given, SWITCH.socketOwner);
   const group = givenValue(given, SWITCH.socketGroup);
   return {
     sockets: socketPaths(given),
+    client: givenValue(given, SWITCH.client) ?? false,
     vm2vm: valueOrDefault(given, SWITCH.vm2vm) === 0 ? 0 : 1,
-    mergeable: valueOrDefault(given, SWITCH.mergeable),
+    mergeable,
+    txCsum,
+    tso: givenValue(given, SWITCH.tso) ?? (mergeable && txCsum),
+    iommu: valueOrDefault(given, SWITCH.iommu),
+    configSpace: valueOrDefault(given, SWITCH.configSpace),
+    postcopy: valueOrDefault(given, SWITCH.postcopy),
+    queues: valueOrDefault(given, SWITCH.queues),
     learning: valueOrDefault(given, SWITCH.learning),
     poll: valueOrDefault(given, SWITCH.poll),
     statsSeconds: valueOrDefault(given, SWITCH.stats),
@@ -282,6 +315,12 @@ function checkPorts(given: readonly Given[]): void {
   }
 }
 
+function checkOffloads(given: readonly Given[]): void {
+  if (givenValue(given, SWITCH.tso) !== true || valueOrDefault(given, SWITCH.txCsum)) return;
+  const problem = 'not without checksums left to who receives; use --tx-csum 1';
+  throw new ConfigError('CONFIG_CONFLICT', '--tso', problem, { value: '1' });
+}
+
 function checkZeroCopy(given: readonly Given[]): void {
   if (!valueOrDefault(given, SWITCH.zeroCopy)) return;
   if (valueOrDefault(given, SWITCH.vm2vm) === 1) {
@@ -292,6 +331,26 @@ function checkZeroCopy(given: readonly Given[]): void {
     const problem = 'not with jumbo frames; use --mergeable 0';
     throw new ConfigError('CONFIG_CONFLICT', '--zero-copy', problem, { value: '1' });
   }
+}
+
+/** A client has no socket of its own to name or to give away, and one device for each that it connects to. */
+function checkClient(given: readonly Given[]): void {
+  if (givenValue(given, SWITCH.client) === undefined) return;
+  const own = [SWITCH.devBasename, SWITCH.socketMode, SWITCH.socketOwner, SWITCH.socketGroup] as const;
+  for (const row of own) {
+    if (givenValue<unknown>(given, row) === undefined) continue;
+    const problem = 'not with --client, which creates no socket; it connects to those of --socket-file';
+    throw new ConfigError('CONFIG_CONFLICT', optionName(row), problem);
+  }
+  const count = allValues(given, SWITCH.socketFile).length;
+  if (count === 0) {
+    const problem = 'needs a socket to connect to; give --socket-file, once for each guest';
+    throw new ConfigError('CONFIG_CONFLICT', '--client', problem);
+  }
+  const max = valueOrDefault(given, SWITCH.maxDevices);
+  if (count <= max) return;
+  const problem = `${count} sockets with a device each, but --max-devices ${max}; raise it, or connect to fewer`;
+  throw new ConfigError('CONFIG_CONFLICT', '--client', problem);
 }
 
 function socketPaths(given: readonly Given[]): string[] {

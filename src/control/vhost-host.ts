@@ -12,19 +12,26 @@ import { WindowPool, type WindowViews } from '../mem/window.ts';
 import type { VhostPort } from '../port/vhost-port.ts';
 import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
 import { Caller } from '../sys/eventfd.ts';
+import type { VhostUserSocket } from '../vhost-user/back-ends.ts';
+import { VhostUserClient } from '../vhost-user/client.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
 import type { Burst } from '../virtio-net/burst.ts';
-import { NetDevice } from '../virtio-net/net-device.ts';
+import type { NetDatapath } from '../virtio-net/net-datapath.ts';
+import { NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
 export interface VhostHostOptions {
-  /** socket to listen on: any number of front ends, one device each */
+  /** socket to listen on: any number of front ends, one device each; or to connect to */
   readonly path: string;
-  /** permissions of the socket; default 0o660 */
+  /** a front end listens on the socket: connect to it, again and again, one device at a time. Default false */
+  readonly client?: boolean;
+  /** permissions of the socket to listen on; default 0o660 */
   readonly mode?: number;
   /** offer mergeable receive buffers; default false */
   readonly mergeable?: boolean;
+  /** queue pairs a device; default 1 */
+  readonly queues?: number;
   /** devices at a time; default 64 */
   readonly maxDevices?: number;
   readonly log?: Log;
@@ -39,28 +46,43 @@ export interface VhostHostEvents {
   stopped: [port: VhostPort];
   destroyed: [port: VhostPort];
   fault: [port: VhostPort, vring: number, reason: string];
+  /** The guest has come here by migration: a frame that tells the network so, to be sent in its name. */
+  announce: [port: VhostPort, frame: Uint8Array];
+}
+
+/** Ports whose program hears of frames to be sent in their name. */
+class HostPorts extends PortTable implements NetDatapath {
+  onInject: (port: VhostPort, frame: Uint8Array) => void = () => {};
+
+  inject(id: number, frame: Uint8Array): void {
+    const port = this.ports[id];
+    if (port !== undefined) this.onInject(port, frame.slice());
+  }
 }
 
 export class VhostHost extends EventEmitter<VhostHostEvents> {
   readonly #options: VhostHostOptions;
   readonly #pool = new WindowPool(chooseWindowKind().kind);
-  readonly #table: PortTable;
-  readonly #server: VhostUserServer;
+  readonly #table: HostPorts;
+  readonly #socket: VhostUserSocket;
 
-  /** Listens at once. Throws SwitchError or SysError when the socket cannot be had. */
+  /** Listens, or tries to connect, at once. Throws SwitchError or SysError when the socket to listen on cannot be had. */
   constructor(options: VhostHostOptions) {
     super();
     this.#options = options;
-    this.#table = new PortTable(options.maxDevices ?? 64, new Caller(new Int32Array(1), 0), (id, vring, fault) => {
-      const port = this.#table.ports[id];
-      if (port !== undefined) this.emit('fault', port, vring, FAULTS[fault].text);
+    this.#table = new HostPorts(options.maxDevices ?? 64, new Caller(new Int32Array(1), 0), this.#pool.acquire(), {
+      onFault: (id, vring, fault) => {
+        const port = this.#table.ports[id];
+        if (port !== undefined) this.emit('fault', port, vring, FAULTS[fault].text);
+      },
+      onMiss: () => {},
     });
-    this.#server = new VhostUserServer({
-      path: options.path,
-      mode: options.mode ?? 0o660,
-      log: options.log ?? (() => {}),
-      createDevice: () => this.#createDevice(),
-    });
+    this.#table.onInject = (port, frame) => this.emit('announce', port, frame);
+    const { path, client = false, mode = 0o660, log = () => {} } = options;
+    const createDevice = () => this.#createDevice();
+    this.#socket = client
+      ? new VhostUserClient({ path, log, createDevice })
+      : new VhostUserServer({ path, mode, log, createDevice });
   }
 
   /** The packets that a port has received, and that ports transmit: one for all ports of this host. */
@@ -78,21 +100,26 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
     if (id < 0) return undefined;
     this.#table.addPort(id, counterBlock(PORT_SLOTS));
     const port = this.#table.ports[id] as VhostPort;
-    const device: NetDevice = new NetDevice(id, this.#options.mergeable ?? false, this.#pool, this.#table, {
+    const device: NetDevice = new NetDevice(this.#deviceOptions(id), this.#pool, this.#table, {
       onReady: () => this.emit('ready', port),
       onStopped: () => this.emit('stopped', port),
       onDestroyed: () => this.emit('destroyed', port),
       onUnusable: (_, problem) => {
         this.#options.log?.('error', `device ${id}: ${problem}: disconnected`);
-        this.#server.disconnect(device);
+        this.#socket.disconnect(device);
       },
     });
     this.emit('created', port);
     return device;
   }
 
+  #deviceOptions(id: number): NetDeviceOptions {
+    const { mergeable = false, queues = 1 } = this.#options;
+    return { id, mergeable, pairs: queues, txCsum: false, tso: false, iommu: false };
+  }
+
   /** Closes the socket and its connections, and waits until their devices are gone. */
   close(): Promise<void> {
-    return this.#server.close();
+    return this.#socket.close();
   }
 }

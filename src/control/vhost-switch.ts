@@ -1,32 +1,46 @@
 /**
- * A running switch: sockets, devices and the lcore between them. Packets never come here.
+ * A running switch: sockets, devices and the lcores between them. Packets never come here.
  */
-import { LcoreThread, type LcoreThreadEvents } from '../lcore/lcore-thread.ts';
+import { LcoreGroup, type LcorePlace } from '../lcore/lcore-group.ts';
+import type { LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
-import { counterBlock, PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts';
+import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
+import { UserfaultPostcopy } from '../vhost/postcopy.ts';
+import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
+import { VhostUserClient } from '../vhost-user/client.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
-import { type ConnectionInfo, VhostUserServer } from '../vhost-user/server.ts';
-import { NetDevice } from '../virtio-net/net-device.ts';
+import { VhostUserServer } from '../vhost-user/server.ts';
+import { NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
 /** The tag of device n is this plus n. */
 const FIRST_VLAN_TAG = 1000;
 
 export interface VhostSwitchOptions {
-  /** socket paths to listen on, one device a connection */
+  /** socket paths to listen on, one device a connection; or to connect to */
   readonly sockets: readonly string[];
-  /** permissions of the sockets, e.g. 0o660 */
+  /** front ends listen on the sockets: connect to them, again and again, one device a socket. Default false. */
+  readonly client?: boolean;
+  /** permissions of the sockets to listen on, e.g. 0o660 */
   readonly socketMode: number;
   readonly socketOwner?: string | number | undefined;
   readonly socketGroup?: string | number | undefined;
-  /** offer mergeable receive buffers */
+  /** what devices offer: mergeable receive buffers, checksums and segmentation left to who receives, addresses of the guest's IOMMU */
   readonly mergeable: boolean;
+  readonly txCsum: boolean;
+  readonly tso: boolean;
+  readonly iommu: boolean;
+  /** let front ends ask for the config space; QEMU warns at each start that it will not */
+  readonly configSpace: boolean;
+  /** receive guests by postcopy migration: then front ends can write all of this process's memory */
+  readonly postcopy: boolean;
+  /** queue pairs a device, at most 128 */
+  readonly queues: number;
   readonly poll: 'adaptive' | 'busy';
-  /** the lcore's number, and the CPUs it runs on; none for any */
-  readonly lcore: number;
-  readonly cpus: readonly number[];
+  /** the lcores that switch, at least one */
+  readonly lcores: readonly LcorePlace[];
   readonly config: SwitchConfig;
   readonly log: Log;
   /** Lines of the original program, to be printed as they are. */
@@ -42,13 +56,14 @@ export interface DeviceInfo {
   /** its registered address, or undefined */
   readonly mac: string | undefined;
   readonly counters: Record<PortCounter, number>;
+  /** by vring: 2n receives and 2n + 1 transmits, from the guest's side, for queue pair n; undefined if it was never started */
+  readonly vrings: readonly (Record<VringCounter, number> | undefined)[];
 }
 
 interface Entry {
   readonly device: NetDevice;
   readonly socket: string;
   readonly name: string;
-  readonly block: SharedArrayBuffer;
   mac: string | undefined;
   /** being disconnected for what it did; that is told once, however often it shows */
   doomed: boolean;
@@ -65,10 +80,10 @@ export class VhostSwitch {
   readonly #pool: WindowPool;
   /** by device number */
   readonly #entries: (Entry | undefined)[] = [];
-  readonly #servers: VhostUserServer[] = [];
+  readonly #sockets: VhostUserSocket[] = [];
   /** devices that come and go, however fast front ends reconnect */
   readonly #comings: LimitedLog;
-  #lcore: LcoreThread | undefined;
+  #lcores: LcoreGroup | undefined;
 
   private constructor(options: VhostSwitchOptions) {
     this.#options = options;
@@ -78,7 +93,7 @@ export class VhostSwitch {
     if (reason !== undefined) options.log('warn', `guest memory is copied in TypeScript, which is slower: ${reason}`);
   }
 
-  /** Starts the lcore and listens. Rejects, with nothing left behind, when a socket or a CPU cannot be had. */
+  /** Starts the lcores, and listens or begins to connect. Rejects, with nothing left behind, when a socket or a CPU cannot be had. */
   static async start(options: VhostSwitchOptions): Promise<VhostSwitch> {
     const running = new VhostSwitch(options);
     try {
@@ -91,7 +106,7 @@ export class VhostSwitch {
   }
 
   async #start(): Promise<void> {
-    const { config, poll, cpus, onFatal } = this.#options;
+    const { config, poll, lcores, onFatal } = this.#options;
     const events: LcoreThreadEvents = {
       onRegistered: (port, first, last) => this.#onRegistered(port, macText(first, last)),
       onDuplicate: (port) =>
@@ -100,23 +115,26 @@ export class VhostSwitch {
         ),
       onFault: (port, vring, fault) =>
         this.#options.log('error', `${this.#entries[port]?.name}: vring ${vring} stopped: ${FAULTS[fault].text}`),
+      onMiss: (port, vring, iova, write) => this.#entries[port]?.device.onIotlbMiss(vring, iova, write),
       onStuckCall: (fd) => this.#disconnect((device) => device.hasCallFd(fd), 'its call eventfd is full and blocking'),
       onDeath: onFatal,
     };
-    this.#lcore = await LcoreThread.start({ config, poll, cpus }, events);
+    this.#lcores = await LcoreGroup.start({ config, poll, lcores, pool: this.#pool }, events);
     process.on('SIGBUS', this.#onSigbus);
-    for (const path of this.#options.sockets) this.#servers.push(this.#listen(path));
+    for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
   }
 
-  #listen(path: string): VhostUserServer {
-    const { socketMode, socketOwner, socketGroup, log } = this.#options;
+  #open(path: string): VhostUserSocket {
+    const { client = false, socketMode, socketOwner, socketGroup, log } = this.#options;
+    const createDevice = (info: ConnectionInfo) => this.#createDevice(info);
+    if (client) return new VhostUserClient({ path, log, createDevice });
     return new VhostUserServer({
       path,
       mode: socketMode,
       ...(socketOwner === undefined ? {} : { owner: socketOwner }),
       ...(socketGroup === undefined ? {} : { group: socketGroup }),
       log,
-      createDevice: (info) => this.#createDevice(info),
+      createDevice,
     });
   }
 
@@ -124,19 +142,25 @@ export class VhostSwitch {
     let id = 0;
     while (this.#entries[id] !== undefined) id++;
     if (id >= this.#options.config.maxPorts) return undefined;
-    const lcore = this.#lcore as LcoreThread;
+    const lcores = this.#lcores as LcoreGroup;
     info.name = `socket ${info.path}: device ${id}`;
-    const device: NetDevice = new NetDevice(id, this.#options.mergeable, this.#pool, lcore, {
+    const device: NetDevice = new NetDevice(this.#deviceOptions(id), this.#pool, lcores, {
       onReady: () => this.#options.log('info', `${info.name}: ready`),
       onStopped: () => this.#options.log('info', `${info.name}: stopped`),
       onDestroyed: () => this.#onDestroyed(id),
       onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
     });
-    const block = counterBlock(PORT_SLOTS);
-    this.#entries[id] = { device, socket: info.path, name: info.name, block, mac: undefined, doomed: false };
-    lcore.addPort(id, block).catch((error) => this.#options.onFatal(error));
-    this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${this.#options.lcore}`);
+    this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, doomed: false };
+    const { lcore, done } = lcores.addPort(id);
+    done.catch((error) => this.#options.onFatal(error));
+    this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
+  }
+
+  #deviceOptions(id: number): NetDeviceOptions {
+    const { mergeable, txCsum, tso, iommu, configSpace, postcopy, queues } = this.#options;
+    const createPostcopy = postcopy ? () => new UserfaultPostcopy() : undefined;
+    return { id, mergeable, txCsum, tso, iommu, configSpace, pairs: queues, createPostcopy };
   }
 
   #onDestroyed(id: number): void {
@@ -162,26 +186,28 @@ export class VhostSwitch {
       if (entry === undefined || !which(entry.device) || entry.doomed) continue;
       entry.doomed = true;
       this.#options.log('error', `${entry.name}: ${why}: disconnected`);
-      for (const server of this.#servers) server.disconnect(entry.device);
+      for (const socket of this.#sockets) socket.disconnect(entry.device);
     }
   }
 
   /** The devices, by number. */
   get devices(): DeviceInfo[] {
+    const lcores = this.#lcores as LcoreGroup;
     return this.#entries
       .filter((entry) => entry !== undefined)
-      .map(({ device, socket, mac, block }) => ({
-        id: device.id,
+      .map(({ device: { id }, socket, mac }) => ({
+        id,
         socket,
         mac,
-        counters: readCounters(PORT_SLOTS, block),
+        counters: readCounters(PORT_SLOTS, lcores.counters(id)),
+        vrings: lcores.vringCounters(id).map((block) => block && readCounters(VRING_SLOTS, block)),
       }));
   }
 
-  /** Closes the sockets and their connections, and ends the lcore. */
+  /** Closes the sockets and their connections, and ends the lcores. */
   async close(): Promise<void> {
-    await Promise.all(this.#servers.map((server) => server.close()));
-    await this.#lcore?.stop();
+    await Promise.all(this.#sockets.map((socket) => socket.close()));
+    await this.#lcores?.stop();
     this.#comings.flush();
     process.off('SIGBUS', this.#onSigbus);
   }

@@ -5,10 +5,11 @@ import { closeSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import { SwitchError } from '../errors.ts';
 import type { WindowHandle } from '../mem/window.ts';
-import { counterBlock, LCORE_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
+import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
+import type { SharedSwitchState } from '../switch/classify.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import { createEventfd, drainNow, signal } from '../sys/eventfd.ts';
-import type { Datapath, DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import type { LcoreEvents } from './lcore.ts';
 import {
   CONTROL_CALLING,
@@ -44,9 +45,11 @@ export interface LcoreOptions {
   readonly cpus: readonly number[];
   /** a window of the lcore's own, which it keeps until it is stopped */
   readonly bounce: WindowHandle;
+  /** what the lcores of one switch share, where there are several */
+  readonly shared: SharedSwitchState | undefined;
 }
 
-export class LcoreThread implements Datapath {
+export class LcoreThread {
   /** The lcore's counters, LCORE_SLOTS. */
   readonly counters = counterBlock(LCORE_SLOTS);
   readonly #control = new Int32Array(new SharedArrayBuffer(4 * CONTROL_WORDS));
@@ -55,7 +58,6 @@ export class LcoreThread implements Datapath {
   readonly #worker: Worker;
   readonly #events: LcoreThreadEvents;
   readonly #exited: Promise<void>;
-  readonly #vringCounters = new Map<number, (SharedArrayBuffer | undefined)[]>();
   readonly #rounds = new Float64Array(this.counters);
   readonly #watchTimer = setInterval(() => this.#watch(), WATCH_MS);
   #lastCalling = -1;
@@ -164,23 +166,21 @@ export class LcoreThread implements Datapath {
 
   async removePort(port: number): Promise<void> {
     await this.#post({ type: 'removePort', port });
-    this.#vringCounters.delete(port);
   }
 
   async setMemory(port: number, memory: DeviceMemory): Promise<void> {
     await this.#post({ type: 'setMemory', port, memory });
   }
 
-  async startVring(port: number, vring: number, config: VringConfig): Promise<void> {
-    const blocks = this.#vringCounters.get(port) ?? [];
-    this.#vringCounters.set(port, blocks);
-    blocks[vring] ??= counterBlock(VRING_SLOTS);
-    await this.#post({ type: 'startVring', port, vring, config, counters: blocks[vring] });
-  }
-
-  /** The counters (VRING_SLOTS) of a port's vrings that have ever been started, by number. */
-  vringCounters(port: number): readonly (SharedArrayBuffer | undefined)[] {
-    return this.#vringCounters.get(port) ?? [];
+  /** The vring counts into `counters` (VRING_SLOTS). `state`: what lcores share of a ring that several of them use. */
+  async startVring(
+    port: number,
+    vring: number,
+    config: VringConfig,
+    counters: SharedArrayBuffer,
+    state: SharedArrayBuffer | undefined,
+  ): Promise<void> {
+    await this.#post({ type: 'startVring', port, vring, config, counters, state });
   }
 
   /** Switches a frame as if the guest behind the port had sent it. */

@@ -5,7 +5,7 @@
 import type { WindowHandle, WindowViews } from '../mem/window.ts';
 import type { VhostPort } from '../port/vhost-port.ts';
 import { LCORE_SLOTS, PORT_SLOTS } from '../stats/counters.ts';
-import { Classifier } from '../switch/classify.ts';
+import { Classifier, type SharedSwitchState } from '../switch/classify.ts';
 import { Forwarder } from '../switch/forward.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import type { Caller } from '../sys/eventfd.ts';
@@ -34,16 +34,25 @@ export class Lcore {
    * @param counters a block of LCORE_SLOTS
    * @param caller signals the guests
    * @param bounce memory of the lcore's own, in a window: for frames that no guest has sent
+   * @param shared what the lcores of one switch share, where there are several
    */
-  constructor(config: SwitchConfig, counters: Float64Array, caller: Caller, bounce: WindowHandle, events: LcoreEvents) {
+  constructor(
+    config: SwitchConfig,
+    counters: Float64Array,
+    caller: Caller,
+    bounce: WindowHandle,
+    events: LcoreEvents,
+    shared?: SharedSwitchState,
+  ) {
     this.#config = config;
     this.counters = counters;
-    this.#table = new PortTable(config.maxPorts, caller, events);
+    this.#table = new PortTable(config.maxPorts, caller, bounce, events);
     this.#bounce = this.#table.addWindow(bounce);
     this.#classifier = new Classifier(
       config,
       (port, first, last) => events.onRegistered(port, first, last),
       (port, first, last) => events.onDuplicate(port, first, last),
+      shared,
     );
     this.#forwarder = new Forwarder(this.#classifier, this.#table.ports, config.maxPorts);
   }
@@ -117,9 +126,15 @@ export class Lcore {
     this.#table.setMemory(id, memory);
   }
 
-  /** `counters`: a block of VRING_SLOTS. */
-  startVring(id: number, vring: number, config: VringConfig, counters?: SharedArrayBuffer): void {
-    this.#table.startVring(id, vring, config, counters);
+  /** `counters`: a block of VRING_SLOTS. `state`: what lcores share of a ring that several of them use. */
+  startVring(
+    id: number,
+    vring: number,
+    config: VringConfig,
+    counters?: SharedArrayBuffer,
+    state?: SharedArrayBuffer,
+  ): void {
+    this.#table.startVring(id, vring, config, counters, state);
   }
 
   stopVring(id: number, vring: number): number | undefined {

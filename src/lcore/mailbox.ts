@@ -6,6 +6,7 @@
  * that it had begun before the command.
  */
 import type { WindowHandle } from '../mem/window.ts';
+import type { SharedSwitchState } from '../switch/classify.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 
@@ -26,6 +27,8 @@ export type Command =
       readonly config: VringConfig;
       /** VRING_SLOTS */
       readonly counters: SharedArrayBuffer;
+      /** what lcores share of a ring that several of them use */
+      readonly state: SharedArrayBuffer | undefined;
     }
   | { readonly type: 'stopVring'; readonly port: number; readonly vring: number }
   | { readonly type: 'enableVring'; readonly port: number; readonly vring: number; readonly enabled: boolean }
@@ -65,4 +68,6 @@ export interface LcoreSetup {
   readonly config: SwitchConfig;
   /** memory of the lcore's own */
   readonly bounce: WindowHandle;
+  /** what the lcores of one switch share, where there are several */
+  readonly shared: SharedSwitchState | undefined;
 }

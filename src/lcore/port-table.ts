@@ -7,6 +7,7 @@ import { counterBlock, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import { Enqueuer } from '../virtio-net/enqueue.ts';
+import { OffloadStage } from '../virtio-net/offload-stage.ts';
 import { RingStage } from '../virtio-net/ring-stage.ts';
 
 /** What becomes of the rings of a thread's ports. */
@@ -23,6 +24,10 @@ export interface PolledQueue {
   readonly queue: number;
 }
 
+/** Where the offload stage's frames lie in the bounce window, and how much room they have, bytes. */
+const BOUNCE_OFF = 2 ** 20;
+const BOUNCE_BYTES = 2 ** 20;
+
 export class PortTable {
   /** by port number */
   readonly ports: (VhostPort | undefined)[];
@@ -35,12 +40,13 @@ export class PortTable {
   readonly windows: WindowViews[] = [];
   readonly #tools: PortTools;
 
-  /** Port numbers are below `maxPorts`. `caller` signals the guests. */
-  constructor(maxPorts: number, caller: Caller, { onFault, onMiss }: RingEvents) {
+  /** Port numbers are below `maxPorts`. `caller` signals the guests. `bounce`: a window of the thread's own, from BOUNCE_OFF on. */
+  constructor(maxPorts: number, caller: Caller, bounce: WindowHandle, { onFault, onMiss }: RingEvents) {
     const { windows } = this;
     const ringStage = this.#ringStage;
     this.ports = Array(maxPorts).fill(undefined);
-    this.#tools = { ringStage, windows, caller, enqueuer: new Enqueuer(ringStage, windows), onFault, onMiss };
+    const offload = new OffloadStage(this.addWindow(bounce), BOUNCE_OFF, BOUNCE_BYTES);
+    this.#tools = { ringStage, windows, caller, enqueuer: new Enqueuer(ringStage, offload, windows), onFault, onMiss };
   }
 
   addPort(id: number, counters: SharedArrayBuffer): void {
@@ -71,9 +77,15 @@ export class PortTable {
     this.#port(id).setMemory(memory);
   }
 
-  /** `counters`: a block of VRING_SLOTS. */
-  startVring(id: number, vring: number, config: VringConfig, counters = counterBlock(VRING_SLOTS)): void {
-    this.#port(id).startVring(vring, config, new Float64Array(counters));
+  /** `counters`: a block of VRING_SLOTS. `state`: what lcores share of a ring that several of them use. */
+  startVring(
+    id: number,
+    vring: number,
+    config: VringConfig,
+    counters = counterBlock(VRING_SLOTS),
+    state?: SharedArrayBuffer,
+  ): void {
+    this.#port(id).startVring(vring, config, new Float64Array(counters), state);
     this.#choosePolled();
   }
 

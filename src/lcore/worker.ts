@@ -5,7 +5,8 @@ import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from '
 import { LCORE_SLOTS } from '../stats/counters.ts';
 import { pinThread } from '../sys/affinity.ts';
 import { Caller, drain, Epoll } from '../sys/eventfd.ts';
-import { Lcore } from './lcore.ts';
+import { isTransmit } from '../virtio-net/net-vring.ts';
+import { Lcore, type LcoreEvents } from './lcore.ts';
 import { CONTROL_CALLING, CONTROL_POSTED, type Command, type LcoreSetup, type Letter, type Report } from './mailbox.ts';
 
 /** Empty rounds between two looks at the clock, and how long they go on before the lcore sleeps. */
@@ -23,12 +24,14 @@ const counters = new Float64Array(setup.counters);
 const epoll = new Epoll();
 const report = (message: Report) => mailbox.postMessage(message);
 
-const lcore = new Lcore(setup.config, counters, new Caller(control, CONTROL_CALLING), setup.bounce, {
+const events: LcoreEvents = {
   onRegistered: (port, first, last) => report({ type: 'registered', port, first, last }),
   onDuplicate: (port, first, last) => report({ type: 'duplicate', port, first, last }),
   onFault: (port, vring, fault) => report({ type: 'fault', port, vring, fault }),
   onMiss: (port, vring, iova, write) => report({ type: 'miss', port, vring, iova, write }),
-});
+};
+const caller = new Caller(control, CONTROL_CALLING);
+const lcore = new Lcore(setup.config, counters, caller, setup.bounce, events, setup.shared);
 
 let stopping = false;
 let seen = 0;
@@ -57,8 +60,8 @@ function carryOut(command: Command): number | undefined {
       lcore.setMemory(command.port, command.memory);
       return undefined;
     case 'startVring':
-      lcore.startVring(command.port, command.vring, command.config, command.counters);
-      watchKick(command.port, command.vring, command.config.ring.kickFd);
+      lcore.startVring(command.port, command.vring, command.config, command.counters, command.state);
+      if (isTransmit(command.vring)) watchKick(command.port, command.vring, command.config.ring.kickFd);
       return undefined;
     case 'stopVring':
       watchKick(command.port, command.vring, undefined);

@@ -14,8 +14,8 @@ export interface Chunk {
   readonly window: number;
   /** where in the window */
   readonly windowOff: number;
-  /** the device may not write there */
-  readonly readOnly?: boolean;
+  /** false: what is here may be read only, as the guest's IOMMU has it. For who writes it is not there. */
+  readonly writable?: boolean;
 }
 
 const TWO_32 = 2 ** 32;
@@ -47,7 +47,7 @@ export class AddressMap {
     this.#chunks = chunks.toSorted((a, b) => a.guestAddr - b.guestAddr);
     this.#starts = Float64Array.from(this.#chunks, ({ guestAddr }) => guestAddr);
     this.iotlb = iotlb;
-    this.writable = chunks.length > 0 && !chunks.some(({ readOnly }) => readOnly === true);
+    this.writable = chunks.length > 0 && chunks.every(({ writable }) => writable !== false);
     if (chunks.length > 0) this.#take(chunks[0]);
   }
 
@@ -67,7 +67,7 @@ export class AddressMap {
   }
 
   /** Takes the chunk in hand that holds all `len` bytes from the address on, and may be written if `write`. @returns false if there is none */
-  select(lo: number, hi: number, len: number, write: boolean): boolean {
+  select(lo: number, hi: number, len: number, write = false): boolean {
     if (len < 0) return false;
     if (this.holds(lo, hi, len)) return !(write && this.#readOnly);
     const at = this.#lastBefore((hi >>> 0) * TWO_32 + (lo >>> 0));
@@ -75,7 +75,7 @@ export class AddressMap {
     const chunk = this.#chunks[at];
     const distance = (hi >>> 0) * TWO_32 + (lo >>> 0) - chunk.guestAddr;
     const sameHalf = Math.floor(chunk.guestAddr / TWO_32) === hi >>> 0;
-    if (!sameHalf || distance + len > chunk.reach || (write && chunk.readOnly === true)) return false;
+    if (!sameHalf || distance + len > chunk.reach || (write && chunk.writable === false)) return false;
     this.#take(chunk);
     return true;
   }
@@ -99,6 +99,6 @@ export class AddressMap {
     this.reach = Math.min(chunk.reach, TWO_32 - (chunk.guestAddr % TWO_32));
     this.window = chunk.window;
     this.base = chunk.windowOff;
-    this.#readOnly = chunk.readOnly === true;
+    this.#readOnly = chunk.writable === false;
   }
 }

@@ -6,60 +6,36 @@ import { closeSync, fstatSync, readSync } from 'node:fs';
 import { ProtocolError } from '../errors.ts';
 import { hasHoleWithoutRoom, pageSize, sealAgainstShrinking } from '../sys/memory.ts';
 import type { Chunk } from './address-map.ts';
-import { mapInto, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle, type WindowPool } from './window.ts';
+import {
+  chunksOf,
+  type GuestPiece,
+  guestPieces,
+  type MappedRegion,
+  type Mapping,
+  type MemoryRegion,
+  type Place,
+  type RangePiece,
+  type RegionSpace,
+  rangePieces,
+  startOf,
+} from './mapped-region.ts';
+import { firstOffset, mapInto, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle, type WindowPool } from './window.ts';
 
-const TWO_32 = 2 ** 32;
+export type { GuestPiece, MemoryRegion, Place };
+
 /** How far one window's mapping goes on into what the next window begins with: no frame and no ring straddles. */
 const OVERLAP_BYTES = 2 ** 21;
-/** Offsets in a window begin here: a zero offset is a mistake. */
-const FIRST_OFF = 65536;
-
-/** One piece of guest memory. */
-export interface MemoryRegion {
-  /** guest physical address */
-  readonly guestAddr: number;
-  /** bytes */
-  readonly size: number;
-  /** where the front end has it: ring addresses are given in this space */
-  readonly frontendAddr: number;
-  /** where it begins in the file, bytes */
-  readonly fileOff: number;
-  /** the file; the device owns it from the call on */
-  readonly fd: number;
-}
-
 /** A window takes far more address space than it shows: a guest may not have all of the process's. */
 const MAX_GUEST_BYTES = 2 ** 40;
 
-/** Bytes of one file mapped in one window. */
-interface Mapping {
-  readonly window: WindowHandle;
-  readonly windowOff: number;
-  readonly len: number;
-}
-
-interface MappedRegion {
-  readonly region: MemoryRegion;
-  readonly sealed: boolean;
-  readonly mappings: readonly Mapping[];
-  readonly chunks: readonly Chunk[];
-}
-
-/** A place in guest memory: which window, and where in it. */
-export interface Place {
-  readonly window: number;
-  readonly off: number;
+/** Bytes of this process's address space, whole pages. */
+export interface MemoryRange {
+  readonly address: bigint;
+  readonly size: number;
 }
 
 const alignDown = (n: number, to: number) => Math.floor(n / to) * to;
 const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
-
-/** Bytes from the first usable offset of `window` to the first one whose address suits a page of `page` bytes. */
-function firstOffset(window: WindowHandle, page: number): number {
-  const from = window.address + BigInt(FIRST_OFF);
-  const size = BigInt(page);
-  return FIRST_OFF + Number((size - (from % size)) % size);
-}
 
 /** The regions of one guest. Owns their fds and mappings. */
 export class GuestMemory {
@@ -127,10 +103,11 @@ export class GuestMemory {
         const { window, off, room } = this.#place(page, fileEnd - from);
         const len = Math.min(fileEnd - from, room);
         mapInto(window, off, len, region.fd, from);
-        mappings.push({ window, windowOff: off, len });
+        const mapping: Mapping = { window, windowOff: off, len, fileOff: from };
+        mappings.push(mapping);
         const more = from + len < fileEnd;
         const next = more ? from + len - (page <= OVERLAP_BYTES ? OVERLAP_BYTES : 0) : fileEnd;
-        chunks.push(...chunksOf(region, from, next, len, window.id, off));
+        chunks.push(...chunksOf(region, mapping, next));
         from = next;
       }
     } catch (error) {
@@ -205,40 +182,81 @@ export class GuestMemory {
     this.#open = undefined;
   }
 
-  /** Where `len` bytes at the front end's address lie, or undefined if no mapping holds them all. */
-  placeOf(frontendAddr: number, len: number): Place | undefined {
+  /** Which guest addresses lie where in the windows, for the dirty log. */
+  get guestPieces(): GuestPiece[] {
+    return this.#regions.flatMap(guestPieces);
+  }
+
+  /** The first guest address behind all regions. */
+  get guestEnd(): number {
+    return this.#regions.reduce((end, { region: r }) => Math.max(end, r.guestAddr + r.size), 0);
+  }
+
+  /** What of this process's memory belongs to each region, a range of whole pages for each window it takes. */
+  get ranges(): MemoryRange[][] {
+    return this.#regions.map(({ mappings }) =>
+      mappings.map(({ window, windowOff, len }) => ({ address: window.address + BigInt(windowOff), size: len })),
+    );
+  }
+
+  /** Where each region's first byte is mapped in this process. What follows is in one piece if the region has one range only. */
+  get firstBytes(): bigint[] {
+    return this.#regions.map(({ region, mappings: [{ window, windowOff, fileOff }] }) => {
+      return window.address + BigInt(windowOff + region.fileOff - fileOff);
+    });
+  }
+
+  /** Where `len` bytes at an address lie, or undefined if no mapping holds them all. */
+  placeOf(addr: number, len: number, space: RegionSpace = 'frontend'): Place | undefined {
     for (const { region, chunks } of this.#regions) {
-      const guestAddr = frontendAddr - region.frontendAddr + region.guestAddr;
-      if (frontendAddr < region.frontendAddr || frontendAddr + len > region.frontendAddr + region.size) continue;
+      const start = startOf(region, space);
+      if (addr < start || addr + len > start + region.size) continue;
+      const guestAddr = addr - start + region.guestAddr;
       const chunk = chunks.find((c) => guestAddr >= c.guestAddr && guestAddr + len <= c.guestAddr + c.reach);
       if (chunk !== undefined) return { window: chunk.window, off: chunk.windowOff + guestAddr - chunk.guestAddr };
     }
     return undefined;
   }
 
-  /** The number of the region at the front end's address, −1 if there is none. */
-  regionAt(frontendAddr: number): number {
-    return this.#regions.findIndex(
-      ({ region: r }) => frontendAddr >= r.frontendAddr && frontendAddr < r.frontendAddr + r.size,
-    );
+  /** Where `len` bytes at an address lie, piece after piece, or undefined if some of them lie in no region. */
+  piecesOf(addr: number, len: number, space: RegionSpace = 'frontend'): RangePiece[] | undefined {
+    const pieces: RangePiece[] = [];
+    for (let done = 0; done < len; ) {
+      const mapped = this.#regions[this.regionAt(addr + done, space)];
+      if (mapped === undefined) return undefined;
+      const { region } = mapped;
+      const from = addr + done - startOf(region, space) + region.guestAddr;
+      const to = Math.min(from + len - done, region.guestAddr + region.size);
+      pieces.push(...rangePieces(mapped, from, to));
+      done += to - from;
+    }
+    return pieces;
+  }
+
+  /** The number of the region at an address, −1 if there is none. */
+  regionAt(addr: number, space: RegionSpace = 'frontend'): number {
+    return this.#regions.findIndex(({ region: r }) => {
+      const start = startOf(r, space);
+      return addr >= start && addr < start + r.size;
+    });
   }
 
   /**
-   * The number of the region at the front end's address if its file holds not one page although the guest uses it: the front end
-   * has mapped it privately, and we would see zeros. −1 otherwise.
+   * The number of the region at an address if its file holds not one page although the guest uses it: the front end has mapped it
+   * privately, and we would see zeros. −1 otherwise.
    */
-  findPrivate(frontendAddr: number): number {
-    const at = this.regionAt(frontendAddr);
+  findPrivate(addr: number, space: RegionSpace = 'frontend'): number {
+    const at = this.regionAt(addr, space);
     return at >= 0 && fstatSync(this.#regions[at].region.fd).blocks === 0 ? at : -1;
   }
 
-  /** True if the file behind `len` bytes at the front end's address holds nothing but zeros there. Never throws. */
-  isBlank(frontendAddr: number, len: number): boolean {
-    const found = this.#regions[this.regionAt(frontendAddr)]?.region;
+  /** True if the file behind `len` bytes at an address holds nothing but zeros there. Never throws. */
+  isBlank(addr: number, len: number, space: RegionSpace = 'frontend'): boolean {
+    const found = this.#regions[this.regionAt(addr, space)]?.region;
     if (found === undefined) return false;
     const bytes = new Uint8Array(len);
     try {
-      const read = readSync(found.fd, bytes, 0, len, frontendAddr - found.frontendAddr + found.fileOff);
+      const read = readSync(found.fd, bytes, 0, len, addr - startOf(found, space) + found.fileOff);
       return read === len && bytes.every((byte) => byte === 0);
     } catch {
       return false;
@@ -270,19 +288,4 @@ export class GuestMemory {
     }
     return some;
   }
-}
-
-/** The chunks of one mapping: file bytes `from` to `next` are its own, up to `from + len` can be reached from them. */
-function chunksOf(region: MemoryRegion, from: number, next: number, len: number, window: number, off: number): Chunk[] {
-  const chunks: Chunk[] = [];
-  const regionEnd = region.guestAddr + region.size;
-  const toGuest = region.guestAddr - region.fileOff;
-  let guestAddr = Math.max(from + toGuest, region.guestAddr);
-  const end = Math.min(next + toGuest, regionEnd);
-  const reachEnd = Math.min(from + len + toGuest, regionEnd);
-  while (guestAddr < end) {
-    chunks.push({ guestAddr, reach: reachEnd - guestAddr, window, windowOff: off + guestAddr - (from + toGuest) });
-    guestAddr = alignDown(guestAddr, TWO_32) + TWO_32;
-  }
-  return chunks;
 }

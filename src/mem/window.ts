@@ -11,6 +11,8 @@ export const WINDOW_BYTES = 2 ** 31;
 /** The last pages stay unmapped: a 16-byte load at the end of guest memory remains inside the window. */
 export const WINDOW_USABLE_BYTES = WINDOW_BYTES - 65536;
 const WASM_PAGE = 65536;
+/** Offsets in a window begin here: a zero offset is a mistake. */
+const FIRST_OFF = 65536;
 
 export type WindowKind = 'wasm' | 'view';
 
@@ -69,10 +71,22 @@ export class WindowPool {
     return { id, memory, address: addressOf(memory.buffer) };
   }
 
+  /** Windows that have been acquired and not released. */
+  get lent(): number {
+    return this.#made - this.#free.length;
+  }
+
   /** Takes a window back once nothing is mapped in it and no lcore uses it. */
   release(window: WindowHandle): void {
     this.#free.push(window);
   }
+}
+
+/** The first offset of a window that may be used and whose address suits pages of `page` bytes. */
+export function firstOffset(window: WindowHandle, page: number): number {
+  const from = window.address + BigInt(FIRST_OFF);
+  const size = BigInt(page);
+  return FIRST_OFF + Number((size - (from % size)) % size);
 }
 
 /** Maps `len` bytes of `fd` from `fileOff` at `windowOff`; all three are multiples of the file's page size in address space. */

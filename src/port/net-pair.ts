@@ -6,14 +6,20 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { SwitchError } from '../errors.ts';
 import { createEventfd, drain, signal } from '../sys/eventfd.ts';
 import { ReadWatch } from '../sys/unix-socket.ts';
+import type { DriverRing } from '../virtqueue/driver-ring.ts';
+import { PackedDriver, packedRingLayout } from '../virtqueue/packed-driver.ts';
 import { SplitDriver, splitLayout } from '../virtqueue/split-driver.ts';
 import type { GuestRam } from './guest-ram.ts';
 import { type ChainLayout, type NetHeader, RxQueue, TxQueue } from './net-queue.ts';
 
 /** How a pair's rings and buffers are made. */
 export interface PairOptions {
-  /** descriptors of each ring, a power of two */
+  /** descriptors of each ring; of a split ring a power of two */
   readonly ringSize: number;
+  /** RING_PACKED is negotiated; by default it is not */
+  readonly packed?: boolean;
+  /** IN_ORDER is negotiated; by default it is not */
+  readonly inOrder?: boolean;
   /** EVENT_IDX is negotiated */
   readonly eventIdx: boolean;
   /** bytes of the packet header: 10 or 12 */
@@ -30,17 +36,34 @@ export interface PairOptions {
 
 /** A ring with the eventfds it is driven by. */
 export interface DrivenRing {
-  readonly driver: SplitDriver;
-  /** guest address of the ring's first byte, that of its descriptor table */
+  readonly driver: DriverRing;
+  /** guest address of the ring's first byte, that of its descriptors */
   readonly addr: number;
   readonly kickFd: number;
   readonly callFd: number;
 }
 
-function drivenRing(ram: GuestRam, { ringSize, eventIdx }: PairOptions): DrivenRing {
-  const place = ram.alloc(splitLayout(ringSize).bytes, 4096, 0);
-  const driver = new SplitDriver(ram.views, splitLayout(ringSize, place.off), ringSize, eventIdx);
-  return { driver, addr: place.addr, kickFd: createEventfd(), callFd: createEventfd() };
+/** The parts of a ring of this format, relative to its beginning, and its size in bytes. */
+export const ringLayout = (packed: boolean, size: number) => (packed ? packedRingLayout(size) : splitLayout(size));
+
+function ringIn(ram: GuestRam, { ringSize, eventIdx, packed = false, inOrder = false }: PairOptions) {
+  const layout = ringLayout(packed, ringSize);
+  const { addr, off } = ram.alloc(layout.bytes, 4096, 0);
+  const place = { descOff: off + layout.descOff, availOff: off + layout.availOff, usedOff: off + layout.usedOff };
+  const Driver = packed ? PackedDriver : SplitDriver;
+  return { driver: new Driver(ram.views, place, ringSize, eventIdx, inOrder), addr };
+}
+
+/** All of them or none. */
+function createEventfds(n: number): number[] {
+  const fds: number[] = [];
+  try {
+    while (fds.length < n) fds.push(createEventfd());
+    return fds;
+  } catch (error) {
+    for (const fd of fds) closeSync(fd);
+    throw error;
+  }
 }
 
 export class NetPair {
@@ -55,14 +78,20 @@ export class NetPair {
   readonly #wakers = new Set<() => void>();
   #gone = false;
 
-  /** Places rings and buffers in `ram`, which stays the caller's; owns its eventfds. */
+  /** Places rings and buffers in `ram`, which stays the caller's; owns its eventfds. Throws RangeError if they do not fit, SysError. */
   constructor(ram: GuestRam, options: PairOptions) {
     const { headerLen, maxFrame, bufferBytes, mergeable, txLayout, rxLayout } = options;
-    this.rings = [drivenRing(ram, options), drivenRing(ram, options)];
-    const [rx, tx] = this.rings;
+    const rx = ringIn(ram, options);
+    const tx = ringIn(ram, options);
     this.rx = new RxQueue(rx.driver, ram, headerLen, bufferBytes, mergeable, rxLayout);
     this.tx = new TxQueue(tx.driver, ram, headerLen, maxFrame, txLayout);
-    this.#watches = [new ReadWatch(rx.callFd, () => {}), new ReadWatch(tx.callFd, () => {})];
+    // Last, so that nothing is left open where something does not fit.
+    const [rxKick, rxCall, txKick, txCall] = createEventfds(4);
+    this.rings = [
+      { ...rx, kickFd: rxKick, callFd: rxCall },
+      { ...tx, kickFd: txKick, callFd: txCall },
+    ];
+    this.#watches = [new ReadWatch(rxCall, () => {}), new ReadWatch(txCall, () => {})];
     for (const watch of this.#watches) watch.pause();
     this.reset();
   }

@@ -1,12 +1,12 @@
 /**
- * The transmit and the receive queue of a guest's network card: frames into and out of the buffers of a split ring.
+ * The transmit and the receive queue of a guest's network card: frames into and out of the buffers of a ring.
  * One thread; frames are copied, in and out. For offering load without copying see `ring` and the benchmark.
  * @see VIRTIO 1.2 §5.1.6
  */
 import { SwitchError } from '../errors.ts';
 import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { VRING_DESC } from '../uapi/virtio-ring.ts';
-import type { SplitDriver } from '../virtqueue/split-driver.ts';
+import type { DriverRing } from '../virtqueue/driver-ring.ts';
 import type { GuestRam, RamPlace } from './guest-ram.ts';
 
 const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
@@ -60,14 +60,14 @@ class Slots {
   readonly #u8: Uint8Array;
   readonly #slots: Slot[] = [];
   readonly #free: number[] = [];
-  /** which buffer the chain with this head carries */
-  readonly #byHead: Uint16Array;
-  readonly #ring: SplitDriver;
+  /** which buffer has this id in the ring */
+  readonly #byId: Uint16Array;
+  readonly #ring: DriverRing;
 
-  constructor(ring: SplitDriver, ram: GuestRam, bytes: number, headerLen: number, layout: ChainLayout, write: boolean) {
+  constructor(ring: DriverRing, ram: GuestRam, bytes: number, headerLen: number, layout: ChainLayout, write: boolean) {
     this.#ring = ring;
     this.#u8 = ram.views.u8;
-    this.#byHead = new Uint16Array(ring.size);
+    this.#byId = new Uint16Array(ring.size);
     const sizes = cut(bytes, headerLen, layout.pieces);
     const room = sizes.reduce((sum, size) => sum + size + GUARD_BYTES, 0);
     if (sizes.length > ring.size)
@@ -108,16 +108,16 @@ class Slots {
     }
     if (slot.table === undefined && n > this.#ring.nFree) return false;
     fill?.(slot);
-    const head = slot.table ? this.#ring.addIndirect(slot.chain, slot.table, n) : this.#ring.add(slot.chain, n);
-    if (head < 0) return false;
-    this.#byHead[head] = i;
+    const id = slot.table ? this.#ring.addIndirect(slot.chain, slot.table, n) : this.#ring.add(slot.chain, n);
+    if (id < 0) return false;
+    this.#byId[id] = i;
     this.#free.pop();
     return true;
   }
 
-  /** The buffer of a reaped chain; it stays taken until `free`. */
-  taken(head: number): number {
-    return this.#byHead[head];
+  /** The buffer reaped with this id; it stays taken until `free`. */
+  taken(id: number): number {
+    return this.#byId[id];
   }
 
   free(i: number): void {
@@ -195,12 +195,12 @@ function badDevice(problem: string): SwitchError {
 
 /** Frames to the device. Owns nothing: ring and memory are the caller's. */
 export class TxQueue {
-  readonly ring: SplitDriver;
+  readonly ring: DriverRing;
   readonly #slots: Slots;
   readonly #headerLen: number;
   readonly #maxFrame: number;
 
-  constructor(ring: SplitDriver, ram: GuestRam, headerLen: number, maxFrame: number, layout: ChainLayout) {
+  constructor(ring: DriverRing, ram: GuestRam, headerLen: number, maxFrame: number, layout: ChainLayout) {
     this.ring = ring;
     this.#headerLen = headerLen;
     this.#maxFrame = maxFrame;
@@ -228,8 +228,7 @@ export class TxQueue {
   /** Takes back every buffer that the device has read. @returns their number. */
   reapAll(): number {
     let n = 0;
-    for (let head = this.ring.reap(); head >= 0; head = this.ring.reap(), n++)
-      this.#slots.free(this.#slots.taken(head));
+    for (let id = this.ring.reap(); id >= 0; id = this.ring.reap(), n++) this.#slots.free(this.#slots.taken(id));
     if (this.ring.broken !== undefined) throw badDevice(this.ring.broken);
     return n;
   }
@@ -241,7 +240,7 @@ export class TxQueue {
 
 /** Frames from the device. Owns nothing: ring and memory are the caller's. */
 export class RxQueue {
-  readonly ring: SplitDriver;
+  readonly ring: DriverRing;
   /** The buffers' ids and bytes of that frame, in order. */
   readonly usedHeads: number[] = [];
   readonly usedLens: number[] = [];
@@ -256,7 +255,7 @@ export class RxQueue {
 
   /** `bufferBytes`: size of one buffer, the header's share included. `mergeable`: a frame may come in several. */
   constructor(
-    ring: SplitDriver,
+    ring: DriverRing,
     ram: GuestRam,
     headerLen: number,
     bufferBytes: number,
@@ -288,7 +287,7 @@ export class RxQueue {
 
   /**
    * The next received frame, copied out, or undefined. Its buffers go back into the ring, unpublished.
-   * Throws SwitchError (BAD_DEVICE) where the device breaks a rule of §2.7 or §5.1.6.4.
+   * Throws SwitchError (BAD_DEVICE) where the device breaks a rule of §2.7, §2.8 or §5.1.6.4.
    */
   take(): Uint8Array | undefined {
     const first = this.#reap();

@@ -3,6 +3,7 @@
  * transmits for queue pair n (VIRTIO 1.2 §5.1.2), from the guest's side.
  */
 import { AddressMap } from '../mem/address-map.ts';
+import { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
@@ -10,7 +11,14 @@ import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import { NO_FD } from '../vhost/vhost-device.ts';
 import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { completeBurst, dequeueBurst } from '../virtio-net/dequeue.ts';
-import { DROP_FAULT, DROP_MISS, DROP_NO_BUFFER, DROP_TOO_BIG, type Enqueuer } from '../virtio-net/enqueue.ts';
+import {
+  DROP_BAD_OFFLOAD,
+  DROP_FAULT,
+  DROP_MISS,
+  DROP_NO_BUFFER,
+  DROP_TOO_BIG,
+  type Enqueuer,
+} from '../virtio-net/enqueue.ts';
 import { NetVring } from '../virtio-net/net-vring.ts';
 import type { RingStage } from '../virtio-net/ring-stage.ts';
 import { FAULT_NONE, FAULTS } from '../virtqueue/fault.ts';
@@ -50,6 +58,7 @@ export class VhostPort implements Port {
   readonly counters: Float64Array;
   readonly #tools: PortTools;
   #map: AddressMap | undefined;
+  #log: DirtyLog | undefined;
   /** by number */
   readonly #vrings: (StartedVring | undefined)[] = [];
   /** those that frames to the guest may be put into now: started, enabled, not at fault */
@@ -82,27 +91,48 @@ export class VhostPort implements Port {
   }
 
   /** New guest memory. Started rings go on in it; their own places have not moved. */
-  setMemory({ chunks, iotlb }: DeviceMemory): void {
+  setMemory({ chunks, iotlb, log }: DeviceMemory): void {
     this.#map = new AddressMap(chunks, iotlb);
+    this.#log = log && new DirtyLog(log, this.#tools.windows);
     for (const vring of this.#vrings) {
       if (vring === undefined) continue;
       vring.net.ring.map = this.#map;
       vring.net.waiting = false;
+      this.#setLog(vring.net.ring);
     }
   }
 
-  /** Starts a stopped vring, which counts into `counters` (VRING_SLOTS). `setMemory` has come before. */
-  startVring(index: number, { ring: config, features, enabled, errFd }: VringConfig, counters: Float64Array): void {
+  /** The kick wish written before counts as well: the ring writes it again. */
+  #setLog(ring: Vring): void {
+    ring.log = this.#log;
+    if (this.#log !== undefined) ring.suppressKicks();
+  }
+
+  /**
+   * Starts a stopped vring, which counts into `counters` (VRING_SLOTS). `setMemory` has come before. @param state what lcores share
+   * of a ring that several of them use
+   */
+  startVring(
+    index: number,
+    { ring: config, features, enabled, errFd }: VringConfig,
+    counters: Float64Array,
+    state?: SharedArrayBuffer,
+  ): void {
     const { windows, caller } = this.#tools;
     const Ring = config.format === 'packed' ? PackedRing : SplitRing;
-    const ring = new Ring(config, this.#map as AddressMap, windows, caller);
+    const ring = new Ring(config, this.#map as AddressMap, windows, caller, state);
+    this.#setLog(ring);
     this.#set(index, { index, net: new NetVring(ring, features, counters), errFd, enabled });
   }
 
   /** Stops a vring. @returns where it stands, or undefined if it was not started. */
   stopVring(index: number): number | undefined {
-    const base = this.#vrings[index]?.net.ring.base;
+    const ring = this.#vrings[index]?.net.ring;
     this.#set(index, undefined);
+    if (ring === undefined) return undefined;
+    ring.enter();
+    const { base } = ring;
+    ring.leave();
     return base;
   }
 
@@ -133,7 +163,7 @@ export class VhostPort implements Port {
     this.#tx = usable.filter((_, index) => index % 2 === 1);
   }
 
-  receive(queue: number): number {
+  receive(queue = 0): number {
     const { burst } = this.#tools.ringStage;
     const tx = this.#tx[queue];
     if (tx === undefined || tx.net.waiting) {
@@ -197,13 +227,23 @@ export class VhostPort implements Port {
       counters[PORT_SLOTS.rx_drop_iotlb_miss] += to - from;
       return 0;
     }
+    net.ring.enter();
+    if (net.ring.fault !== FAULT_NONE) {
+      // another lcore has found that, and told it
+      net.ring.leave();
+      this.#choose();
+      counters[PORT_SLOTS.rx_drop_fault] += to - from;
+      return 0;
+    }
     const delivered = enqueuer.enqueue(net, list, from, to);
+    net.ring.leave();
     counters[PORT_SLOTS.rx_packets] += net.packets;
     counters[PORT_SLOTS.rx_bytes] += net.bytes;
     if (delivered < to - from) {
       counters[PORT_SLOTS.rx_drop_no_buffer] += enqueuer.drops[DROP_NO_BUFFER];
       counters[PORT_SLOTS.rx_drop_too_big] += enqueuer.drops[DROP_TOO_BIG];
       counters[PORT_SLOTS.rx_drop_fault] += enqueuer.drops[DROP_FAULT];
+      counters[PORT_SLOTS.rx_drop_bad_offload] += enqueuer.drops[DROP_BAD_OFFLOAD];
       counters[PORT_SLOTS.rx_drop_iotlb_miss] += enqueuer.drops[DROP_MISS];
       if (net.ring.fault !== FAULT_NONE) this.#stopFaulty(rx);
       else if (enqueuer.drops[DROP_MISS] > 0) this.#tellMiss(rx);
@@ -212,7 +252,7 @@ export class VhostPort implements Port {
     return delivered;
   }
 
-  complete(queue: number): void {
+  complete(queue = 0): void {
     const vring = this.#vrings[2 * queue + 1];
     if (vring === undefined) return;
     completeBurst(vring.net, this.#tools.ringStage);

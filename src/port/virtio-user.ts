@@ -4,79 +4,39 @@
  * @see VIRTIO 1.2 §5.1; QEMU docs/interop/vhost-user.rst
  */
 import { SwitchError } from '../errors.ts';
+import { VHOST_USER_MAX_REGIONS, VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS } from '../uapi/vhost-user.ts';
 import {
-  VHOST_USER_MAX_REGIONS,
-  VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
-  VHOST_USER_PROTOCOL_F_MQ,
-  VHOST_USER_PROTOCOL_F_REPLY_ACK,
-} from '../uapi/vhost-user.ts';
-import {
-  featureMask,
   hasFeature,
   VHOST_USER_F_PROTOCOL_FEATURES,
-  VIRTIO_F_VERSION_1,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_RING_PACKED,
   VIRTIO_RING_F_EVENT_IDX,
-  VIRTIO_RING_F_INDIRECT_DESC,
 } from '../uapi/virtio.ts';
 import { netHeaderSize, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { FrontEnd } from '../vhost-user/front-end.ts';
-import { splitLayout } from '../virtqueue/split-driver.ts';
-import { GuestRam, type RamRegion } from './guest-ram.ts';
-import { type DrivenRing, NetPair } from './net-pair.ts';
+import { GuestRam } from './guest-ram.ts';
+import { type DrivenRing, NetPair, type PairOptions, ringLayout } from './net-pair.ts';
 import type { ChainLayout, NetHeader } from './net-queue.ts';
+import { type Agreed, negotiate, type VirtioUserOptions, wantedBy } from './virtio-user-options.ts';
 
-export const DEFAULT_FEATURES = featureMask(
-  VIRTIO_F_VERSION_1,
-  VIRTIO_NET_F_MRG_RXBUF,
-  VIRTIO_RING_F_EVENT_IDX,
-  VIRTIO_RING_F_INDIRECT_DESC,
-);
-const DEFAULT_PROTOCOL_FEATURES = featureMask(
-  VHOST_USER_PROTOCOL_F_MQ,
-  VHOST_USER_PROTOCOL_F_REPLY_ACK,
-  VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
-);
+export { DEFAULT_FEATURES, type VirtioUserOptions } from './virtio-user-options.ts';
+
 const JOINED: ChainLayout = { pieces: 'one', indirect: false };
 const DEFAULT_GUEST_ADDR = 0x4000_0000;
 const MEMORY_UNIT = 2 ** 21;
 
-export interface VirtioUserOptions {
-  /** the back end's socket */
-  readonly path: string;
-  /** How long to retry while nobody listens, ms. Default 0. */
-  readonly deadlineMs?: number;
-  /** As text, `52:54:00:00:00:01`. The card does not filter by it, nor put it into frames. */
-  readonly mac?: string;
-  /** Virtio features wanted; used as far as the back end offers them. Default VERSION_1, MRG_RXBUF, EVENT_IDX, INDIRECT_DESC. */
-  readonly features?: bigint;
-  /** Protocol features wanted; 0n acknowledges bit 30 with none, undefined wants MQ, REPLY_ACK, CONFIGURE_MEM_SLOTS. */
-  readonly protocolFeatures?: bigint;
-  /** false: bit 30 is not acknowledged, so that rings are enabled from the start. Default true. */
-  readonly negotiateProtocol?: boolean;
-  /** Queue pairs. Default 1. */
-  readonly pairs?: number;
-  /** Descriptors of each ring, a power of two. Default 256. */
-  readonly ringSize?: number;
-  /** Bytes of the largest frame to be sent. Default 1522. */
-  readonly maxFrame?: number;
-  /** Bytes of a receive buffer, header included. Default 2048. */
-  readonly bufferBytes?: number;
-  /** How buffers are cut into descriptors. Default: one descriptor, not indirect. */
-  readonly txLayout?: ChainLayout;
-  readonly rxLayout?: ChainLayout;
-  /** Guest memory; the rings lie in the first region. Default: one region, large enough, at 1 GiB. */
-  readonly memory?: readonly RamRegion[];
-  /** Hand memory over by ADD_MEM_REG, where negotiated. Default: only if there are more than 8 regions. */
-  readonly memSlots?: boolean;
-}
-
 const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
 const macBytesOf = (mac: string) => Uint8Array.from(mac.split(':'), (byte) => Number.parseInt(byte, 16));
 
-/** Bytes of guest memory that the rings and buffers of the default region need. */
-function memoryNeeded(ringSize: number, pairs: number, bytes: number, layouts: readonly ChainLayout[]): number {
-  const ringBytes = alignUp(splitLayout(ringSize).bytes, 4096) + 4096;
-  const buffers = layouts.map(({ pieces }) => {
+/** Bytes of guest memory that the rings and buffers of `pairs` pairs need. */
+function memoryNeeded(pairs: number, options: PairOptions): number {
+  const { ringSize, packed = false, headerLen, maxFrame, bufferBytes, txLayout, rxLayout } = options;
+  const ringBytes = alignUp(ringLayout(packed, ringSize).bytes, 4096) + 4096;
+  const queues: [number, ChainLayout][] = [
+    [headerLen + maxFrame, txLayout],
+    [bufferBytes, rxLayout],
+  ];
+  const buffers = queues.map(([bytes, { pieces }]) => {
     const n = pieces === 'one' ? 1 : pieces === 'header' ? 2 : Math.ceil(bytes / pieces);
     return ringSize * (alignUp(bytes + 32 * n, 64) + 128);
   });
@@ -96,7 +56,10 @@ export class VirtioUser {
   readonly headerLen: 10 | 12;
   /** Guest memory; owned by the card. */
   readonly ram: GuestRam;
-  readonly pairs: readonly NetPair[];
+  readonly #pairs: NetPair[] = [];
+  readonly #pairOptions: PairOptions;
+  /** by pair */
+  readonly #enabled: boolean[] = [];
   #frontEnd: FrontEnd;
   /** this connection has the memory in slots, which outlive a restart of the rings */
   #memoryAdded = false;
@@ -108,9 +71,10 @@ export class VirtioUser {
     const frontEnd = await FrontEnd.connect(options.path, { deadlineMs: options.deadlineMs ?? 0 });
     let card: VirtioUser | undefined;
     try {
-      const agreed = await negotiate(frontEnd, options);
+      const agreed = await negotiate(frontEnd, wantedBy(options));
       card = new VirtioUser(frontEnd, options, agreed);
-      await card.#start(card.#ringBases());
+      for (let n = 0; n < (options.pairs ?? 1); n++) card.#addPair();
+      await card.#start();
       return card;
     } catch (error) {
       frontEnd.close();
@@ -127,17 +91,24 @@ export class VirtioUser {
     this.features = agreed.features;
     this.protocolFeatures = agreed.protocolFeatures;
     this.headerLen = netHeaderSize(this.features);
-    const { ringSize = 256, pairs = 1, maxFrame = 1522, bufferBytes = 2048 } = options;
-    const { txLayout = JOINED, rxLayout = JOINED } = options;
-    const bytes = Math.max(maxFrame + this.headerLen, bufferBytes);
-    const size = memoryNeeded(ringSize, pairs, bytes, [txLayout, rxLayout]);
+    const { ringSize = 256, maxFrame = 1522, bufferBytes = 2048, txLayout = JOINED, rxLayout = JOINED } = options;
+    this.#pairOptions = {
+      ringSize,
+      packed: hasFeature(this.features, VIRTIO_F_RING_PACKED),
+      inOrder: hasFeature(this.features, VIRTIO_F_IN_ORDER),
+      eventIdx: hasFeature(this.features, VIRTIO_RING_F_EVENT_IDX),
+      mergeable: hasFeature(this.features, VIRTIO_NET_F_MRG_RXBUF),
+      headerLen: this.headerLen,
+      ...{ maxFrame, bufferBytes, txLayout, rxLayout },
+    };
+    const size = memoryNeeded(options.pairs ?? 1, this.#pairOptions);
     this.ram = new GuestRam(options.memory ?? [{ guestAddr: DEFAULT_GUEST_ADDR, size }]);
-    const eventIdx = hasFeature(this.features, VIRTIO_RING_F_EVENT_IDX);
-    const mergeable = hasFeature(this.features, VIRTIO_NET_F_MRG_RXBUF);
-    const { headerLen } = this;
-    const pairOptions = { ringSize, eventIdx, mergeable, headerLen, maxFrame, bufferBytes, txLayout, rxLayout };
-    this.pairs = Array.from({ length: pairs }, () => new NetPair(this.ram, pairOptions));
     this.#watchConnection();
+  }
+
+  #addPair(): void {
+    this.#pairs.push(new NetPair(this.ram, this.#pairOptions));
+    this.#enabled.push(true);
   }
 
   #watchConnection(): void {
@@ -154,23 +125,23 @@ export class VirtioUser {
     return this.#frontEnd;
   }
 
+  get pairs(): readonly NetPair[] {
+    return this.#pairs;
+  }
+
   /** Vring `index` and its eventfds: 2n receives and 2n + 1 transmits for pair n. Anything may be written through it. */
   ring(index: number): DrivenRing {
     return this.pairs[index >> 1].rings[index & 1];
   }
 
-  /** Where each ring goes on after a connection is lost: behind what the back end has used. */
-  #ringBases(): number[] {
-    return this.pairs.flatMap(({ rings }) => rings.map(({ driver }) => driver.sharedUsedIdx));
-  }
-
-  /** Shares the memory and starts every ring at its base. */
-  async #start(bases: readonly number[]): Promise<void> {
+  /** Shares the memory and starts every ring where it goes on, also after a connection is lost: behind what the back end has used. */
+  async #start(): Promise<void> {
     await this.#shareMemory();
-    for (const [index, base] of bases.entries()) await this.#startRing(index, base);
+    // Enabled first, as QEMU does: of a ring that runs disabled, what waits in it would be discarded.
     if (hasFeature(this.features, VHOST_USER_F_PROTOCOL_FEATURES)) {
-      for (const index of bases.keys()) await this.#frontEnd.setVringEnable(index, true);
+      for (const [n, enabled] of this.#enabled.entries()) await this.#tellEnabled(n, enabled);
     }
+    for (let index = 0; index < 2 * this.pairs.length; index++) await this.#startRing(index);
     // Some back ends acknowledge a request before they act on it; they act before they answer the next one.
     await this.#frontEnd.getFeatures();
     for (const pair of this.pairs) {
@@ -194,12 +165,12 @@ export class VirtioUser {
     this.#memoryAdded = true;
   }
 
-  async #startRing(index: number, base: number): Promise<void> {
+  async #startRing(index: number): Promise<void> {
     const { driver, addr, kickFd, callFd } = this.ring(index);
     const { descOff, availOff, usedOff } = driver.place;
     const descAddr = this.ram.frontendAddrOf(addr);
     await this.#frontEnd.setVringNum(index, driver.size);
-    await this.#frontEnd.setVringBase(index, base);
+    await this.#frontEnd.setVringBase(index, driver.vringBase);
     await this.#frontEnd.setVringAddr(index, {
       flags: 0,
       descAddr,
@@ -241,7 +212,28 @@ export class VirtioUser {
     return this.pairs[pair].waitSent(ms);
   }
 
-  /** Stops all rings as QEMU does when a guest halts. @returns where each stood. */
+  /**
+   * Enables a pair, or disables it as a driver does that uses fewer queues: the back end then sends it nothing, and throws away what it
+   * is sent. Holds across `restart` and `reconnect`. Throws SwitchError (ALWAYS_ENABLED).
+   */
+  async enablePair(n: number, on: boolean): Promise<void> {
+    if (!hasFeature(this.features, VHOST_USER_F_PROTOCOL_FEATURES)) {
+      if (on) return;
+      throw new SwitchError(
+        'ALWAYS_ENABLED',
+        'rings can be disabled only where bit 30, PROTOCOL_FEATURES, is negotiated',
+      );
+    }
+    await this.#tellEnabled(n, on);
+    this.#enabled[n] = on;
+  }
+
+  async #tellEnabled(n: number, on: boolean): Promise<void> {
+    await this.#frontEnd.setVringEnable(2 * n, on);
+    await this.#frontEnd.setVringEnable(2 * n + 1, on);
+  }
+
+  /** Stops all rings as QEMU does when a guest halts. @returns where each stood, as GET_VRING_BASE answers. */
   async stop(): Promise<number[]> {
     const bases: number[] = [];
     for (const index of this.pairs.flatMap((_, n) => [2 * n, 2 * n + 1])) {
@@ -259,7 +251,7 @@ export class VirtioUser {
   async restart({ reset = false } = {}): Promise<void> {
     if (this.#running) await this.stop();
     if (reset) for (const pair of this.pairs) pair.reset();
-    await this.#start(this.#ringBases());
+    await this.#start();
   }
 
   /** Connects again after the back end has gone, and goes on with the same features. Throws SwitchError (FEATURES_LOST). */
@@ -270,10 +262,10 @@ export class VirtioUser {
     this.#memoryAdded = false;
     this.#watchConnection();
     const { features, protocolFeatures } = this;
-    const agreed = await negotiate(frontEnd, { ...this.options, features, protocolFeatures });
+    const agreed = await negotiate(frontEnd, { ...wantedBy(this.options), features, protocolFeatures });
     if (agreed.features !== features)
       throw new SwitchError('FEATURES_LOST', 'the back end no longer offers what it did');
-    await this.#start(this.#ringBases());
+    await this.#start();
   }
 
   /** True until the connection is lost or closed. */
@@ -289,31 +281,4 @@ export class VirtioUser {
     for (const pair of this.pairs) await pair.close();
     this.ram.close();
   }
-}
-
-interface Agreed {
-  readonly features: bigint;
-  readonly protocolFeatures: bigint;
-}
-
-/** SET_OWNER and both kinds of features. */
-async function negotiate(frontEnd: FrontEnd, options: VirtioUserOptions): Promise<Agreed> {
-  const offered = await frontEnd.getFeatures();
-  const bit30 = featureMask(VHOST_USER_F_PROTOCOL_FEATURES) & offered;
-  const withProtocol = bit30 !== 0n && (options.negotiateProtocol ?? true);
-  let protocolFeatures = 0n;
-  if (withProtocol) {
-    protocolFeatures = (await frontEnd.getProtocolFeatures()) & (options.protocolFeatures ?? DEFAULT_PROTOCOL_FEATURES);
-    await frontEnd.setProtocolFeatures(protocolFeatures);
-    if (hasFeature(protocolFeatures, VHOST_USER_PROTOCOL_F_MQ)) await checkPairs(frontEnd, options.pairs ?? 1);
-  }
-  await frontEnd.setOwner();
-  const features = ((options.features ?? DEFAULT_FEATURES) & ~bit30 & offered) | (withProtocol ? bit30 : 0n);
-  await frontEnd.setFeatures(features);
-  return { features, protocolFeatures };
-}
-
-async function checkPairs(frontEnd: FrontEnd, pairs: number): Promise<void> {
-  const max = await frontEnd.getQueueNum();
-  if (pairs > max) throw new SwitchError('TOO_MANY_PAIRS', `the back end has ${max} queue pairs, ${pairs} are wanted`);
 }

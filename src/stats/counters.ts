@@ -39,6 +39,7 @@ const PORT_COUNTERS = {
   ring_fault_direction: 'rings stopped: a write-only descriptor to read, or the other way round',
   ring_fault_indirect: 'rings stopped: a malformed or nested indirect table',
   tx_drop_bad_offload: 'frames whose header asks for an offload that makes no sense or was not negotiated',
+  rx_drop_bad_offload: 'frames that could not be cut into what the guest takes: their headers are malformed',
   rx_drop_iotlb_miss: 'frames lost while a translation was missing',
   ring_fault_no_header: 'rings stopped: a chain shorter than the packet header',
 } as const;
@@ -91,12 +92,18 @@ export function counterBlock(table: SlotTable): SharedArrayBuffer {
   return new SharedArrayBuffer(8 * Object.keys(table).length);
 }
 
+/** Adds a block of counters, as they are now, to `total`. */
+export function addBlock(total: Float64Array, block: SharedArrayBuffer): void {
+  const values = new Float64Array(block);
+  for (let slot = 0; slot < total.length; slot++) total[slot] += values[slot];
+}
+
 /** The counters of a block, as they are now, by name. */
 export function readCounters<Name extends string>(
   table: SlotTable<Name>,
-  block: SharedArrayBuffer,
+  block: ArrayBufferLike | Float64Array,
 ): Record<Name, number> {
-  const values = new Float64Array(block);
+  const values = block instanceof Float64Array ? block : new Float64Array(block);
   const names = Object.keys(table) as Name[];
   return Object.fromEntries(names.map((name) => [name, values[table[name]]])) as Record<Name, number>;
 }
@@ -109,5 +116,8 @@ export function txDropped(counters: Record<PortCounter, number>): number {
 /** Frames meant for the guest that it did not get. */
 export function rxDropped(counters: Record<PortCounter, number>): number {
   const { rx_drop_no_buffer, rx_drop_too_big, rx_drop_fault, rx_drop_not_ready } = counters;
-  return rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready;
+  const { rx_drop_iotlb_miss, rx_drop_bad_offload } = counters;
+  return (
+    rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready + rx_drop_iotlb_miss + rx_drop_bad_offload
+  );
 }

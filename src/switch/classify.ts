@@ -2,8 +2,10 @@
  * Stage 2 of a packet's way: says for each packet of a burst where it goes, and learns where it came from.
  */
 import { PORT_SLOTS } from '../stats/counters.ts';
-import { type Burst, FRONT_WORDS, MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
-import { LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MacTable, NOT_FOUND } from './mac-table.ts';
+import { BAD_OFFLOAD, type Burst, FRONT_WORDS, MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
+import { NEED_CSUM } from '../virtio-net/offload.ts';
+import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
+import { LEARN_KNOWN, LEARN_NEW, LEARN_REFUSED, MacTable, macTableBytes, NOT_FOUND } from './mac-table.ts';
 import type { OnDuplicate, OnRegistered, SwitchConfig } from './switch-config.ts';
 
 /** In `burst.dest`: to every other port, or to none. */
@@ -21,24 +23,38 @@ const GROUP_BIT = 1;
 const LINK_LOCAL_FIRST = 0x00c28001;
 const LINK_LOCAL_LAST_MASK = 0xf0ff;
 
+/** What the lcores of one switch share; survives postMessage. */
+export interface SharedSwitchState {
+  readonly table: SharedArrayBuffer;
+  readonly registered: SharedArrayBuffer;
+}
+
+export function sharedSwitchState({ macTableSize, maxPorts }: SwitchConfig): SharedSwitchState {
+  return {
+    table: new SharedArrayBuffer(macTableBytes(macTableSize, maxPorts)),
+    registered: new SharedArrayBuffer(4 * maxPorts),
+  };
+}
+
 export class Classifier {
   readonly table: MacTable;
   readonly #config: SwitchConfig;
   readonly #onRegistered: OnRegistered;
   readonly #onDuplicate: OnDuplicate;
   /** ports that have been registered */
-  readonly #registered: Uint8Array;
+  readonly #registered: Int32Array;
   /** by port, the second in which its last duplicate was told */
   readonly #toldDuplicate: Int32Array;
   /** where group addresses and unknown ones go */
   readonly #unknown: number;
 
-  constructor(config: SwitchConfig, onRegistered: OnRegistered, onDuplicate: OnDuplicate) {
-    this.table = new MacTable(config.macTableSize, config.macLimit, config.maxPorts);
+  /** @param memory what `sharedSwitchState` made, where several lcores switch together; memory of its own by default */
+  constructor(config: SwitchConfig, onRegistered: OnRegistered, onDuplicate: OnDuplicate, memory?: SharedSwitchState) {
+    this.table = new MacTable(config.macTableSize, config.macLimit, config.maxPorts, memory?.table);
     this.#config = config;
     this.#onRegistered = onRegistered;
     this.#onDuplicate = onDuplicate;
-    this.#registered = new Uint8Array(config.maxPorts);
+    this.#registered = new Int32Array(memory?.registered ?? new ArrayBuffer(4 * config.maxPorts));
     this.#toldDuplicate = new Int32Array(config.maxPorts).fill(-1);
     const floods = config.learning === 'dynamic' && config.vm2vm === 1;
     this.#unknown = floods ? DEST_FLOOD : TARGET_DROP - PORT_SLOTS.tx_drop_no_uplink;
@@ -67,7 +83,7 @@ export class Classifier {
     if (this.#config.learning === 'first' && !this.#admit(burst, port, counters, now)) return;
     for (let i = 0; i < count; ) {
       const from = i;
-      const malformed = malformedSlot(len[i], sourceFirst(front, i));
+      const malformed = malformedSlot(len[i], burst.needs[i], sourceFirst(front, i));
       const target = malformed < 0 ? this.#route(front, i, port, counters, now) : TARGET_DROP - malformed;
       i = malformed < 0 ? spread(burst, i, target) : i + 1;
       burst.dest[from] = Math.max(target, DEST_DROP);
@@ -103,10 +119,7 @@ export class Classifier {
       return;
     }
     counters[outcome === LEARN_NEW ? PORT_SLOTS.mac_learned : PORT_SLOTS.mac_moved]++;
-    if (this.#registered[port] === 0) {
-      this.#registered[port] = 1;
-      this.#onRegistered(port, first, last);
-    }
+    if (Atomics.compareExchange(this.#registered, port, 0, 1) === 0) this.#onRegistered(port, first, last);
   }
 
   /**
@@ -124,8 +137,7 @@ export class Classifier {
       this.table.learn(first, last, port, 0) === LEARN_NEW
     ) {
       counters[PORT_SLOTS.mac_learned]++;
-      this.#registered[port] = 1;
-      this.#onRegistered(port, first, last);
+      if (Atomics.compareExchange(this.#registered, port, 0, 1) === 0) this.#onRegistered(port, first, last);
       return true;
     }
     counters[PORT_SLOTS.mac_refused]++;
@@ -168,8 +180,10 @@ function spread({ count, len, dest, front }: Burst, from: number, target: number
 }
 
 /** The counter for a frame whose length or source address is no good, or −1. */
-function malformedSlot(len: number, source: number): number {
+function malformedSlot(len: number, needs: number, source: number): number {
+  if (len === BAD_OFFLOAD) return PORT_SLOTS.tx_drop_bad_offload;
   if (len < ETHERNET_HEADER) return PORT_SLOTS.tx_drop_runt;
-  if (len > MAX_FRAME_BYTES + VLAN_TAG) return PORT_SLOTS.tx_drop_too_long;
+  const cut = (needs & ~NEED_CSUM) !== 0;
+  if (len > (cut ? MAX_GSO_BYTES : MAX_FRAME_BYTES + VLAN_TAG)) return PORT_SLOTS.tx_drop_too_long;
   return (source & GROUP_BIT) === 0 ? -1 : PORT_SLOTS.tx_drop_bad_source;
 }

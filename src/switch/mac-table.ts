@@ -3,8 +3,12 @@
  *
  * Linear probing at most half full; the hash is seeded, so that a guest cannot choose addresses that collide.
  * An address is two words as they lie in a frame: its first four bytes, and its last two.
+ *
+ * Several lcores may share a table: each makes a MacTable over the same memory. They read without a lock, and look at a version
+ * before and after: whoever changes entries makes it odd meanwhile.
  */
 import { randomBytes } from 'node:crypto';
+import { acquire, release } from '../sys/lock.ts';
 
 /** No port has the address. */
 export const NOT_FOUND = -1;
@@ -19,10 +23,28 @@ export const LEARN_REFUSED = 3;
 const MAX_PROBES = 64;
 /** Slots looked at by one call of `age`. */
 const AGE_STEP = 4096;
+/** Reads begun anew while others change the table; then the address counts as not found, and its frames are flooded. */
+const MAX_READS = 8;
 /** Marks a used slot in the word that holds the last two bytes. */
 const USED = 0x10000;
 
+/** Words at the beginning of the memory. */
+const LOCK = 0;
+const VERSION = 1;
+const SIZE = 2;
+const AGE_AT = 3;
+const SEED = 4;
+const HEAD_WORDS = 5;
+const SLOT_WORDS = 4;
+
+const slotsFor = (max: number) => 2 ** Math.ceil(Math.log2(2 * max));
+
+/** Bytes of a table of `max` addresses over `ports` ports. */
+export const macTableBytes = (max: number, ports: number) => 4 * (HEAD_WORDS + ports + SLOT_WORDS * slotsFor(max));
+
 export class MacTable {
+  readonly #shared: boolean;
+  readonly #head: Int32Array;
   readonly #mask: number;
   readonly #first: Int32Array;
   readonly #last: Int32Array;
@@ -32,26 +54,50 @@ export class MacTable {
   readonly #max: number;
   readonly #portMax: number;
   readonly #seed: number;
-  #size = 0;
-  #ageAt = 0;
 
-  /** Holds `max` addresses, `portMax` of any one of `ports` ports. */
-  constructor(max: number, portMax: number, ports: number) {
-    const slots = 2 ** Math.ceil(Math.log2(2 * max));
+  /**
+   * Holds `max` addresses, `portMax` of any one of `ports` ports. @param memory of `macTableBytes`, zeros or shared with another table
+   * of the same sizes; memory of its own by default
+   */
+  constructor(max: number, portMax: number, ports: number, memory?: SharedArrayBuffer) {
+    const slots = slotsFor(max);
+    const buffer = memory ?? new ArrayBuffer(macTableBytes(max, ports));
+    let at = 0;
+    const words = (n: number) => {
+      const array = new Int32Array(buffer, at, n);
+      at += 4 * n;
+      return array;
+    };
+    this.#shared = memory !== undefined;
+    this.#head = words(HEAD_WORDS);
+    this.#perPort = words(ports);
     this.#mask = slots - 1;
-    this.#first = new Int32Array(slots);
-    this.#last = new Int32Array(slots);
-    this.#port = new Int32Array(slots);
-    this.#seen = new Int32Array(slots);
-    this.#perPort = new Int32Array(ports);
+    this.#first = words(slots);
+    this.#last = words(slots);
+    this.#port = words(slots);
+    this.#seen = words(slots);
     this.#max = max;
     this.#portMax = portMax;
-    this.#seed = randomBytes(4).readInt32LE();
+    Atomics.compareExchange(this.#head, SEED, 0, randomBytes(4).readInt32LE() | 1);
+    this.#seed = Atomics.load(this.#head, SEED);
+  }
+
+  /** Begins to change entries, alone; `#changed` ends it. */
+  #change(): void {
+    if (!this.#shared) return;
+    acquire(this.#head, LOCK);
+    Atomics.add(this.#head, VERSION, 1);
+  }
+
+  #changed(): void {
+    if (!this.#shared) return;
+    Atomics.add(this.#head, VERSION, 1);
+    release(this.#head, LOCK);
   }
 
   /** Addresses in the table. */
   get size(): number {
-    return this.#size;
+    return this.#head[SIZE];
   }
 
   #home(first: number, last: number): number {
@@ -76,12 +122,34 @@ export class MacTable {
 
   /** The port that the address was last seen on, or NOT_FOUND. */
   lookup(first: number, last: number): number {
-    const slot = this.#find(first, last);
+    if (!this.#shared) return this.#portAt(this.#find(first, last));
+    for (let reads = 0; reads < MAX_READS; reads++) {
+      const version = Atomics.load(this.#head, VERSION);
+      const port = this.#portAt(this.#find(first, last));
+      if ((version & 1) === 0 && Atomics.load(this.#head, VERSION) === version) return port;
+    }
+    return NOT_FOUND;
+  }
+
+  #portAt(slot: number): number {
     return slot < 0 ? NOT_FOUND : this.#port[slot];
   }
 
   /** Notes that the address was seen on `port` at `now` seconds. @returns one of LEARN_… */
   learn(first: number, last: number, port: number, now: number): number {
+    const known = this.#find(first, last);
+    if (known >= 0 && this.#port[known] === port) {
+      // at worst, while others change the table, another address counts as seen
+      this.#seen[known] = now;
+      return LEARN_KNOWN;
+    }
+    this.#change();
+    const outcome = this.#note(first, last, port, now);
+    this.#changed();
+    return outcome;
+  }
+
+  #note(first: number, last: number, port: number, now: number): number {
     const slot = this.#find(first, last);
     if (slot < 0) return this.#insert(first, last, port, now);
     const before = this.#port[slot];
@@ -95,7 +163,7 @@ export class MacTable {
   }
 
   #insert(first: number, last: number, port: number, now: number): number {
-    if (this.#size >= this.#max || this.#perPort[port] >= this.#portMax) return LEARN_REFUSED;
+    if (this.#head[SIZE] >= this.#max || this.#perPort[port] >= this.#portMax) return LEARN_REFUSED;
     let slot = this.#home(first, last);
     for (let probes = 0; this.#last[slot] !== 0; probes++) {
       if (probes === MAX_PROBES - 1) return LEARN_REFUSED;
@@ -106,14 +174,14 @@ export class MacTable {
     this.#port[slot] = port;
     this.#seen[slot] = now;
     this.#perPort[port]++;
-    this.#size++;
+    this.#head[SIZE]++;
     return LEARN_NEW;
   }
 
   /** Empties a slot and moves up those behind it that would no longer be found. */
   #delete(slot: number): void {
     this.#perPort[this.#port[slot]]--;
-    this.#size--;
+    this.#head[SIZE]--;
     let hole = slot;
     for (let next = (slot + 1) & this.#mask; this.#last[next] !== 0; next = (next + 1) & this.#mask) {
       const home = this.#home(this.#first[next], this.#last[next] & 0xffff);
@@ -129,18 +197,22 @@ export class MacTable {
 
   /** Forgets addresses not seen for `maxAge` seconds, a few thousand slots a call: call it every second. */
   age(now: number, maxAge: number): void {
+    this.#change();
     for (let step = 0; step < AGE_STEP; step++) {
-      const slot = this.#ageAt & this.#mask;
+      const slot = this.#head[AGE_AT] & this.#mask;
       if (this.#last[slot] !== 0 && now - this.#seen[slot] > maxAge) this.#delete(slot);
-      else this.#ageAt = slot + 1;
+      else this.#head[AGE_AT] = slot + 1;
     }
+    this.#changed();
   }
 
   /** Forgets every address of `port`. */
   flushPort(port: number): void {
+    this.#change();
     for (let slot = 0; slot <= this.#mask && this.#perPort[port] > 0; ) {
       if (this.#last[slot] !== 0 && this.#port[slot] === port) this.#delete(slot);
       else slot++;
     }
+    this.#changed();
   }
 }

@@ -1,6 +1,7 @@
 /**
  * Unix stream sockets that carry file descriptors: what node:net cannot do.
- * Every fd made or received here is close-on-exec and belongs to the caller.
+ * Every fd made or received here is close-on-exec and belongs to the caller. Nothing waits, whatever flags a peer sets on a socket
+ * that it has given us.
  * @see unix(7), cmsg(3)
  */
 import { closeSync } from 'node:fs';
@@ -15,7 +16,11 @@ const SOCK_NONBLOCK = 0o4000;
 const SOCK_CLOEXEC = 0o2000000;
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
+const MSG_PEEK = 2;
+const SO_TYPE = 3;
+const SO_DOMAIN = 39;
 const MSG_CTRUNC = 8;
+const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x40000000;
 /** The kernel never passes more fds at once (SCM_MAX_FD); room for all of them, so that none is lost unseen. */
@@ -28,6 +33,9 @@ const c = {
   listen: libc.func('listen', 'int', ['int', 'int']),
   accept4: libc.func('accept4', 'int', ['int', 'void *', 'void *', 'int']),
   connect: libc.func('connect', 'int', ['int', 'void *', 'uint']),
+  recv: libc.func('recv', 'int64_t', ['int', 'void *', 'size_t', 'int']),
+  socketpair: libc.func('socketpair', 'int', ['int', 'int', 'int', 'void *']),
+  getsockopt: libc.func('getsockopt', 'int', ['int', 'int', 'int', 'void *', 'void *']),
   recvmsg: libc.func('recvmsg', 'int64_t', ['int', 'void *', 'int']),
   sendmsg: libc.func('sendmsg', 'int64_t', ['int', 'void *', 'int']),
 };
@@ -86,6 +94,22 @@ export function acceptUnix(listener: number): number | undefined {
   return check(fd, 'accept4');
 }
 
+/** Two non-blocking sockets, connected with each other. The caller owns both. */
+export function unixPair(): [number, number] {
+  const fds = new Int32Array(2);
+  check(c.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fds), 'socketpair');
+  return [fds[0], fds[1]];
+}
+
+/** True if `fd` is a Unix stream socket. */
+export function isUnixStream(fd: number): boolean {
+  const option = (name: number): number => {
+    const value = new Int32Array(1);
+    return c.getsockopt(fd, SOL_SOCKET, name, value, new Uint32Array([4])) < 0 ? -1 : value[0];
+  };
+  return option(SO_DOMAIN) === AF_UNIX && option(SO_TYPE) === SOCK_STREAM;
+}
+
 const { msg_iov, msg_iovlen, msg_control, msg_controllen, msg_flags } = MSGHDR.off;
 const { cmsg_len, cmsg_level, cmsg_type } = CMSGHDR.off;
 
@@ -120,7 +144,7 @@ export const AGAIN = -1;
  */
 export function receive(fd: number, data: Uint8Array, fds: number[]): number {
   receiving.prepare(data, receiving.control.byteLength);
-  const n = Number(c.recvmsg(fd, receiving.header, MSG_CMSG_CLOEXEC));
+  const n = Number(c.recvmsg(fd, receiving.header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT));
   if (n < 0) {
     const e = errno();
     return e === EAGAIN || e === EINTR ? AGAIN : check(n, 'recvmsg');
@@ -128,6 +152,19 @@ export function receive(fd: number, data: Uint8Array, fds: number[]): number {
   takeFds(receiving, fds);
   if ((receiving.header.getInt32(msg_flags, true) & MSG_CTRUNC) !== 0) throw new SysError('recvmsg', EMFILE);
   return n;
+}
+
+const peeked = new Uint8Array(1);
+
+/**
+ * Looks whether something can be read, and leaves it where it is, with any file descriptors.
+ * @returns 1 if so, 0 when the peer has closed, AGAIN when there is nothing. Throws SysError (ECONNRESET, …).
+ */
+export function peek(fd: number): number {
+  const n = Number(c.recv(fd, peeked, 1, MSG_PEEK));
+  if (n >= 0) return n;
+  const e = errno();
+  return e === EAGAIN || e === EINTR ? AGAIN : check(n, 'recv');
 }
 
 function takeFds({ header, control }: MessageBuffers, fds: number[]): void {
@@ -159,7 +196,7 @@ export function send(fd: number, data: Uint8Array, fds: readonly number[] = []):
     sending.control.setInt32(cmsg_type, SCM_RIGHTS, true);
     for (let i = 0; i < fds.length; i++) sending.control.setInt32(CMSGHDR.size + 4 * i, fds[i], true);
   }
-  const n = Number(c.sendmsg(fd, sending.header, MSG_NOSIGNAL));
+  const n = Number(c.sendmsg(fd, sending.header, MSG_NOSIGNAL | MSG_DONTWAIT));
   if (n >= 0) return n;
   const e = errno();
   return e === EAGAIN || e === EINTR ? AGAIN : check(n, 'sendmsg');

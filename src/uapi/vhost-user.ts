@@ -3,7 +3,7 @@
  * All numbers are in the machine's byte order, which is little endian on every machine this package runs on.
  * @see QEMU docs/interop/vhost-user.rst "Message Specification"
  */
-import { packedLayout } from './layout.ts';
+import { layout, packedLayout } from './layout.ts';
 
 /** "Header": `size` counts the payload's bytes */
 export const VHOST_USER_HEADER = packedLayout('vhost_user_header', { request: 'u32', flags: 'u32', size: 'u32' });
@@ -29,6 +29,33 @@ export const VHOST_MEMORY_REGION = packedLayout('vhost_user_memory_region', {
 export const VHOST_MEMORY = packedLayout('vhost_user_memory', { nregions: 'u32', padding: 'u32' });
 /** "Single memory region description": this head, then one region */
 export const VHOST_MEM_REG = packedLayout('vhost_user_mem_reg', { padding: 'u64' });
+/** "Log description": where the dirty log lies in the descriptor's file */
+export const VHOST_USER_LOG = packedLayout('vhost_user_log', { mmap_size: 'u64', mmap_offset: 'u64' });
+/** "An IOTLB message": the kernel's struct, padded to 32 bytes */
+export const VHOST_IOTLB_MESSAGE = layout('vhost_iotlb_msg', {
+  iova: 'u64',
+  size: 'u64',
+  uaddr: 'u64',
+  perm: 'u8',
+  type: 'u8',
+});
+/** "Virtio device config space": this head, then `size` bytes */
+export const VHOST_USER_CONFIG = packedLayout('vhost_user_config', { offset: 'u32', size: 'u32', flags: 'u32' });
+/** "Inflight description": QEMU and DPDK send the padding of the C struct along */
+export const VHOST_USER_INFLIGHT = layout('vhost_user_inflight', {
+  mmap_size: 'u64',
+  mmap_offset: 'u64',
+  num_queues: 'u16',
+  queue_size: 'u16',
+});
+/** "Device state transfer parameters" */
+export const VHOST_USER_TRANSFER = packedLayout('vhost_user_transfer_device_state', { direction: 'u32', phase: 'u32' });
+/** "Vring area description": `index` is a vring with flags, as SET_VRING_KICK has it */
+export const VHOST_USER_VRING_AREA = packedLayout('vhost_user_vring_area', {
+  index: 'u64',
+  size: 'u64',
+  offset: 'u64',
+});
 
 /** Header flags: bits 0–1 are the version, always 1. */
 export const VHOST_USER_VERSION_MASK = 3;
@@ -43,6 +70,24 @@ export const VHOST_USER_VRING_NOFD_MASK = 0x100;
 /** Flag of SET_VRING_ADDR: writes to the used ring are logged. */
 export const VHOST_VRING_F_LOG = 1;
 
+/** "An IOTLB message": its types */
+export const VHOST_IOTLB_MISS = 1;
+export const VHOST_IOTLB_UPDATE = 2;
+export const VHOST_IOTLB_INVALIDATE = 3;
+/** and its permissions */
+export const VHOST_ACCESS_RO = 1;
+export const VHOST_ACCESS_WO = 2;
+export const VHOST_ACCESS_RW = 3;
+
+/** Flags of SET_CONFIG: written by the driver, or restored by live migration */
+export const VHOST_SET_CONFIG_TYPE_FRONTEND = 0;
+export const VHOST_SET_CONFIG_TYPE_MIGRATION = 1;
+
+/** "Device state transfer parameters": directions, and the only phase there is */
+export const VHOST_TRANSFER_STATE_DIRECTION_SAVE = 0;
+export const VHOST_TRANSFER_STATE_DIRECTION_LOAD = 1;
+export const VHOST_TRANSFER_STATE_PHASE_STOPPED = 0;
+
 /** Regions, and so file descriptors, in one message. */
 export const VHOST_USER_MAX_REGIONS = 8;
 export const VHOST_USER_MAX_FDS = 8;
@@ -50,6 +95,8 @@ export const VHOST_USER_MAX_FDS = 8;
 export const VHOST_USER_MAX_MEM_SLOTS = 509;
 /** Vrings that an index of 8 bits can name. */
 export const VHOST_USER_MAX_VRINGS = 256;
+/** Bytes of config space in one message. */
+export const VHOST_USER_MAX_CONFIG_SIZE = 256;
 /** Bytes of payload beyond any message of the protocol; a header that claims more is an error. */
 export const VHOST_USER_MAX_PAYLOAD = 4096;
 
@@ -127,16 +174,36 @@ export const REQUEST = {
   GET_VRING_BASE_SKIP_DRAIN: 45,
 } as const;
 
+/** "Back-end message types", which go the other way over a socket of their own */
+export const BACKEND_REQUEST = {
+  BACKEND_IOTLB_MSG: 1,
+  BACKEND_CONFIG_CHANGE_MSG: 2,
+  BACKEND_VRING_HOST_NOTIFIER_MSG: 3,
+  BACKEND_VRING_CALL: 4,
+  BACKEND_VRING_ERR: 5,
+  BACKEND_SHARED_OBJECT_ADD: 6,
+  BACKEND_SHARED_OBJECT_REMOVE: 7,
+  BACKEND_SHARED_OBJECT_LOOKUP: 8,
+  BACKEND_SHMEM_MAP: 9,
+  BACKEND_SHMEM_UNMAP: 10,
+} as const;
+
 /** Name of a request of the protocol, without its VHOST_USER_ prefix. */
 export type RequestName = keyof typeof REQUEST;
 
-const NAMES = new Map<number, RequestName>(
-  (Object.keys(REQUEST) as RequestName[]).map((name): [number, RequestName] => [REQUEST[name], name]),
-);
+const namesOf = (numbers: Readonly<Record<string, number>>) =>
+  new Map(Object.entries(numbers).map(([name, number]): [number, string] => [number, name]));
+const NAMES = namesOf(REQUEST);
+const BACKEND_NAMES = namesOf(BACKEND_REQUEST);
 
 /** The name of request number `request` for messages to people, `request 99` where the protocol has none. */
 export function requestName(request: number): string {
   return NAMES.get(request) ?? `request ${request}`;
+}
+
+/** The same for a back end's request. */
+export function backendRequestName(request: number): string {
+  return BACKEND_NAMES.get(request) ?? `back-end request ${request}`;
 }
 
 /** True if the protocol has a request of this number. */

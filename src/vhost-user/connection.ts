@@ -19,6 +19,8 @@ import { decodeHeader, type Header, type Message, type MessageErrorCode, protoco
 const MESSAGES_PER_TURN = 16;
 /** Bytes of answers kept for a peer that does not read them. */
 const MAX_PENDING_OUT = 64 * 1024;
+/** Descriptors that go with them. */
+const MAX_PENDING_FDS = VHOST_USER_MAX_FDS;
 
 /** What a connection tells its owner. */
 export interface ConnectionHandlers {
@@ -29,12 +31,16 @@ export interface ConnectionHandlers {
   onMessage(message: Message): Promise<void>;
   /** Called once, perhaps while `onMessage` is still at work. `error` is undefined when either side just closed. */
   onClose(error: Error | undefined): void;
+  /** What errors call a message of this number; by default the front end's request. */
+  nameOf?(request: number): string;
 }
 
 /** Output the kernel has not taken yet; `fds` go with its first byte. */
 interface Pending {
   data: Uint8Array;
   fds: readonly number[];
+  /** of them, those to be closed when they have gone */
+  owned: number[];
 }
 
 /** Closes every descriptor of `fds` and empties it. */
@@ -58,13 +64,19 @@ export class Connection {
 
   readonly #pending: Pending[] = [];
   #pendingLen = 0;
+  #pendingFds = 0;
   #drainWaiters: (() => void)[] = [];
 
   /** @param fd a connected, non-blocking socket; the connection owns it from now on. */
   constructor(fd: number, handlers: ConnectionHandlers) {
     this.#fd = fd;
     this.#handlers = handlers;
-    this.#watch = new ReadWatch(fd, this.#onReady);
+    try {
+      this.#watch = new ReadWatch(fd, this.#onReady);
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
   }
 
   get closed(): boolean {
@@ -76,12 +88,24 @@ export class Connection {
    * More than 64 KiB kept closes the connection.
    */
   send(data: Uint8Array, fds: readonly number[] = []): void {
+    this.#send({ data, fds, owned: [] });
+  }
+
+  /** As {@link send}, but the connection owns `fds` and closes them. More than 8 kept closes the connection. */
+  sendOwned(data: Uint8Array, fds: number[]): void {
+    if (this.#closed) closeAll(fds);
+    else this.#send({ data, fds, owned: [...fds] });
+  }
+
+  #send(out: Pending): void {
     if (this.#closed) return;
-    this.#pending.push({ data, fds });
-    this.#pendingLen += data.length;
+    this.#pending.push(out);
+    this.#pendingLen += out.data.length;
+    this.#pendingFds += out.owned.length;
     if (this.#pending.length === 1) this.#flush();
-    if (this.#pendingLen > MAX_PENDING_OUT) {
-      this.close(transportError('PROTOCOL_UNREAD_ANSWERS', `the peer left ${this.#pendingLen} bytes unread`));
+    if (this.#pendingLen > MAX_PENDING_OUT || this.#pendingFds > MAX_PENDING_FDS) {
+      const unread = `${this.#pendingLen} bytes${this.#pendingFds > 0 ? ` and ${this.#pendingFds} file descriptors` : ''}`;
+      this.close(transportError('PROTOCOL_UNREAD_ANSWERS', `the peer left ${unread} unread`));
     } else if (this.#pendingLen > 0) {
       this.#rearm();
     }
@@ -100,6 +124,7 @@ export class Connection {
     this.#watch.close();
     closeSync(this.#fd);
     closeAll(this.#fds);
+    for (const { owned } of this.#pending) closeAll(owned);
     this.#pending.length = 0;
     this.#pendingLen = 0;
     this.#wakeDrainWaiters();
@@ -206,7 +231,8 @@ export class Connection {
 
   #error(code: MessageErrorCode, problem: string): Error {
     if (this.#header === undefined) return transportError(code, problem);
-    return protocolError(code, this.#header.request, problem);
+    const { request } = this.#header;
+    return protocolError(code, this.#handlers.nameOf?.(request) ?? request, problem);
   }
 
   /** Gives the kernel what it takes of the pending output. */
@@ -217,6 +243,8 @@ export class Connection {
         if (n === AGAIN) return;
         this.#pendingLen -= n;
         next.fds = [];
+        this.#pendingFds -= next.owned.length;
+        closeAll(next.owned);
         next.data = next.data.subarray(n);
         if (next.data.length === 0) this.#pending.shift();
       }

@@ -34,9 +34,21 @@ export type MessageErrorCode =
   | 'PROTOCOL_UNREAD_ANSWERS'
   | 'PROTOCOL_REPLY';
 
-/** A ProtocolError about request number `request`. */
-export function protocolError(code: MessageErrorCode, request: number, problem: string): ProtocolError {
-  return new ProtocolError(code, requestName(request), problem);
+/** What an error is about: the number of a front end's request, or the name of another message. */
+export type Subject = number | string;
+
+const subjectName = (subject: Subject) => (typeof subject === 'string' ? subject : requestName(subject));
+
+/** A ProtocolError about `subject`. */
+export function protocolError(code: MessageErrorCode, subject: Subject, problem: string): ProtocolError {
+  return new ProtocolError(code, subjectName(subject), problem);
+}
+
+/** An error that costs the connection although the front end asks for an acknowledgement, as the specification wants it. */
+export class ClosingError extends ProtocolError {
+  constructor(code: MessageErrorCode, subject: Subject, problem: string) {
+    super(code, subjectName(subject), problem);
+  }
 }
 
 /** One message: header fields, payload and the descriptors that came with it. Whoever holds it owns `fds`. */
@@ -81,18 +93,18 @@ export function encodeMessage(request: number, flags: number, payload: Uint8Arra
 /** How a payload of type T is written, and read with its size checked. `decode` throws ProtocolError naming the request. */
 export interface Payload<T> {
   encode(value: T): Uint8Array;
-  decode(request: number, view: DataView): T;
+  decode(request: Subject, view: DataView): T;
 }
 
 /** Fails unless the payload has one of `sizes` bytes. */
-function checkSize(request: number, view: DataView, ...sizes: number[]): void {
+export function checkSize(request: Subject, view: DataView, ...sizes: number[]): void {
   if (sizes.includes(view.byteLength)) return;
   const must = sizes.length === 1 && sizes[0] === 0 ? 'there must be none' : `must be ${sizes.join(' or ')}`;
   throw protocolError('PROTOCOL_PAYLOAD_SIZE', request, `payload is ${view.byteLength} bytes, ${must}`);
 }
 
 /** A 64-bit number below 2⁵³, read as two halves. */
-function getSafe64(request: number, view: DataView, off: number, what: string): number {
+export function getSafe64(request: Subject, view: DataView, off: number, what: string): number {
   const high = view.getUint32(off + 4, true);
   const low = view.getUint32(off, true);
   if (high < 0x20_0000) return high * 0x1_0000_0000 + low;
@@ -100,13 +112,13 @@ function getSafe64(request: number, view: DataView, off: number, what: string): 
   throw protocolError('PROTOCOL_ADDRESS', request, `${what} 0x${hex} is not below 2^53`);
 }
 
-function setSafe64(view: DataView, off: number, value: number): void {
+export function setSafe64(view: DataView, off: number, value: number): void {
   view.setUint32(off, value % 0x1_0000_0000, true);
   view.setUint32(off + 4, Math.floor(value / 0x1_0000_0000), true);
 }
 
-const viewOver = ({ size }: Layout<string>) => new DataView(new ArrayBuffer(size));
-const bytesOf = (view: DataView) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+export const viewOver = ({ size }: Layout<string>) => new DataView(new ArrayBuffer(size));
+export const bytesOf = (view: DataView) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
 
 /** No payload at all. */
 export const EMPTY: Payload<void> = {
@@ -202,7 +214,7 @@ function encodeRegion(view: DataView, at: number, region: RegionPayload): void {
   setSafe64(view, at + REGION.mmap_offset, region.fileOff);
 }
 
-function decodeRegion(request: number, view: DataView, at: number): RegionPayload {
+function decodeRegion(request: Subject, view: DataView, at: number): RegionPayload {
   return {
     guestAddr: getSafe64(request, view, at + REGION.guest_phys_addr, 'guest address'),
     size: getSafe64(request, view, at + REGION.memory_size, 'region size'),

@@ -5,8 +5,8 @@
 import { closeSync } from 'node:fs';
 import { acceptUnix, ReadWatch } from '../sys/unix-socket.ts';
 import type { VhostDevice } from '../vhost/vhost-device.ts';
-import { BackEnd } from './back-end.ts';
-import { LimitedLog, type Log } from './limited-log.ts';
+import { BackEnds, type SocketOptions, type VhostUserSocket } from './back-ends.ts';
+import { LimitedLog } from './limited-log.ts';
 import { openSocketFile, removeSocketFile, type SocketFile, type SocketFileOptions } from './socket-file.ts';
 
 /** Connections accepted before others get their turn. */
@@ -14,59 +14,41 @@ const ACCEPTS_PER_TURN = 16;
 /** Pause after a failed accept, ms: the cause (no descriptors left) does not pass at once. */
 const ACCEPT_RETRY_MS = 100;
 
-/** One connection of a socket. */
-export interface ConnectionInfo {
-  /** The socket's path. */
-  readonly path: string;
-  /** Connections of this socket before this one. */
-  readonly connection: number;
-  /** What log lines call it; `createDevice` may give a better name, for example `socket usvhost: device 0`. */
-  name: string;
-}
-
-export interface VhostUserServerOptions extends SocketFileOptions {
+export interface VhostUserServerOptions extends SocketFileOptions, SocketOptions {
   /** Connections at a time; more are closed at once. Default 1024. */
   maxConnections?: number;
-  log: Log;
-  /** A device for a new connection, owned by the server from then on, or undefined to refuse the connection. */
-  createDevice(info: ConnectionInfo): VhostDevice | undefined;
-  /** A front end is connected. */
-  onConnect?(device: VhostDevice, info: ConnectionInfo): void;
-  /** A front end is gone and its device destroyed. */
-  onDisconnect?(device: VhostDevice, info: ConnectionInfo): void;
 }
 
-export class VhostUserServer {
-  readonly #options: VhostUserServerOptions;
+export class VhostUserServer implements VhostUserSocket {
+  readonly path: string;
   readonly #socket: SocketFile;
   readonly #watch: ReadWatch;
   readonly #log: LimitedLog;
-  readonly #backEnds = new Set<BackEnd>();
+  readonly #backEnds: BackEnds;
   #retryTimer: NodeJS.Timeout | undefined;
-  #connections = 0;
   #closing: Promise<void> | undefined;
 
   /** Listens at once. Throws as {@link openSocketFile} does. */
   constructor(options: VhostUserServerOptions) {
-    this.#options = options;
+    this.path = options.path;
     // all front ends together, however often they reconnect; each connection has a narrower limit of its own
     this.#log = new LimitedLog(options.log, { burst: 200, perSecond: 5 });
+    this.#backEnds = new BackEnds({
+      ...options,
+      maxConnections: options.maxConnections ?? 1024,
+      log: this.#log.log,
+      onRefused: (level, { name }, why) => this.#log.log(level, `${name}: refused, ${why}`),
+    });
     this.#socket = openSocketFile(options);
     this.#watch = new ReadWatch(this.#socket.fd, this.#onReadable);
   }
 
-  get path(): string {
-    return this.#options.path;
-  }
-
-  /** Front ends connected now. */
   get connectionCount(): number {
-    return this.#backEnds.size;
+    return this.#backEnds.count;
   }
 
-  /** Closes the connection that `device` belongs to, if it is one of ours. */
   disconnect(device: VhostDevice): void {
-    for (const backEnd of this.#backEnds) if (backEnd.device === device) backEnd.close();
+    this.#backEnds.disconnect(device);
   }
 
   /** Stops listening, removes the socket file if it is still ours, closes all connections, and waits for their devices. */
@@ -80,7 +62,7 @@ export class VhostUserServer {
     this.#watch.close();
     removeSocketFile(this.#socket);
     closeSync(this.#socket.fd);
-    await Promise.all([...this.#backEnds].map((backEnd) => backEnd.close()));
+    await this.#backEnds.close();
     this.#log.flush();
   }
 
@@ -88,7 +70,7 @@ export class VhostUserServer {
     for (let left = ACCEPTS_PER_TURN; left > 0 && this.#closing === undefined; left--) {
       const fd = this.#accept();
       if (fd === undefined) return;
-      this.#serve(fd);
+      this.#backEnds.serve(fd);
     }
   };
 
@@ -106,46 +88,5 @@ export class VhostUserServer {
   #pauseAccepting(): void {
     this.#watch.pause();
     this.#retryTimer = setTimeout(() => this.#watch.resume(this.#onReadable), ACCEPT_RETRY_MS);
-  }
-
-  /** Owns `fd`. */
-  #serve(fd: number): void {
-    const info: ConnectionInfo = {
-      path: this.path,
-      connection: this.#connections,
-      name: `socket ${this.path}: connection ${this.#connections}`,
-    };
-    this.#connections++;
-    const device = this.#deviceFor(info);
-    if (device === undefined) {
-      closeSync(fd);
-      return;
-    }
-    const backEnd = new BackEnd(fd, device, { name: info.name, log: this.#log.log });
-    this.#backEnds.add(backEnd);
-    this.#log.log('info', `${info.name}: connected`);
-    backEnd.ended.then(() => {
-      this.#backEnds.delete(backEnd);
-      this.#log.log('info', `${info.name}: disconnected`);
-      this.#options.onDisconnect?.(device, info);
-    });
-    this.#options.onConnect?.(device, info);
-  }
-
-  /** A device for the connection, or undefined when it is refused, which has been logged. */
-  #deviceFor(info: ConnectionInfo): VhostDevice | undefined {
-    const { maxConnections = 1024, createDevice } = this.#options;
-    if (this.#backEnds.size >= maxConnections) {
-      this.#log.log('warn', `${info.name}: refused, ${maxConnections} front ends are connected already`);
-      return undefined;
-    }
-    try {
-      const device = createDevice(info);
-      if (device === undefined) this.#log.log('warn', `${info.name}: refused, there is no device for it`);
-      return device;
-    } catch (error) {
-      this.#log.log('error', `${info.name}: refused, no device could be created: ${(error as Error).message}`);
-      return undefined;
-    }
   }
 }

@@ -3,9 +3,11 @@
  * done it, what is not is done on return: after that they touch what was taken away no more.
  */
 import type { Chunk } from '../mem/address-map.ts';
-import type { Place } from '../mem/guest-memory.ts';
+import type { DirtyLogPlace } from '../mem/dirty-log.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import type { RingConfig } from '../virtqueue/ring-config.ts';
+
+export type { DirtyLogPlace };
 
 /** Memory that a device's rings may use; survives postMessage. */
 export interface DeviceMemory {
@@ -20,21 +22,6 @@ export interface DeviceMemory {
   readonly iotlb: boolean;
   /** where writes to guest memory are recorded, while the guest is being migrated */
   readonly log: DirtyLogPlace | undefined;
-}
-
-/** The dirty log as the front end has given it: one bit a page of 4096 bytes of guest physical memory. */
-export interface DirtyLogPlace extends Place {
-  /** bytes */
-  readonly size: number;
-  /** which guest physical addresses lie where in the windows: pieces of regions */
-  readonly pages: readonly GuestPiece[];
-}
-
-/** A piece of guest physical memory in a window. */
-export interface GuestPiece extends Place {
-  readonly guestAddr: number;
-  /** bytes */
-  readonly size: number;
 }
 
 /** What a vring needs besides its own configuration; survives postMessage. */
@@ -53,8 +40,11 @@ export interface Datapath {
   /** Gives the device its guest's memory, in place of what it had. Started rings keep their places. */
   setMemory(port: number, memory: DeviceMemory): Promise<void> | void;
   startVring(port: number, vring: number, config: VringConfig): Promise<void> | void;
-  /** @returns where the next start goes on, as GET_VRING_BASE has it, or undefined if the vring was not started */
-  stopVring(port: number, vring: number): Promise<number | undefined> | number | undefined;
+  /**
+   * @param drain false: what is in flight stays so and is in the inflight records; else it is done first
+   * @returns where the next start goes on, as GET_VRING_BASE has it, or undefined if the vring was not started
+   */
+  stopVring(port: number, vring: number, drain: boolean): Promise<number | undefined> | number | undefined;
   enableVring(port: number, vring: number, enabled: boolean): Promise<void> | void;
   /** The old call eventfd may be closed afterwards. */
   setCall(port: number, vring: number, fd: number): Promise<void> | void;

@@ -2,7 +2,8 @@
  * What a transport (vhost-user, vhost-cuse) tells a device, one method a request. The device keeps the state machine;
  * the transport only decodes, so that both feed the same one.
  *
- * Calls for one device never overlap: the transport awaits each before the next. A method may refuse with a
+ * Calls for one device never overlap: the transport awaits each before the next, but for `destroy`, which does not await
+ * `checkState`. A method may refuse with a
  * ProtocolError; it has then closed every fd it was given and changed nothing.
  * Addresses are number, below 2⁵³; a vring index is below `maxVrings`, which the transport has checked.
  */
@@ -65,6 +66,11 @@ export type StateDirection = 'save' | 'load';
 export interface VhostDevice {
   /** The virtio feature bits on offer, VHOST_USER_F_PROTOCOL_FEATURES not included. */
   readonly offeredFeatures: bigint;
+  /**
+   * The vhost-user protocol features that the device serves; the transport offers those that it serves too, and MQ and REPLY_ACK,
+   * which are its own business.
+   */
+  readonly protocolFeatures: bigint;
   /** Vrings; at most 256. For a net device twice its pairs. */
   readonly maxVrings: number;
   /** What GET_QUEUE_NUM answers: queue pairs of a net device, queues of others. */
@@ -130,7 +136,10 @@ export interface VhostDevice {
   postcopyAdvise(): Promise<number>;
   /** Memory set from now on is registered with the userfaultfd. */
   postcopyListen(): Promise<void>;
-  /** Where each region given last is mapped in this process, in the order given: for the front end's page faults. */
+  /**
+   * Where each region given last is mapped in this process, in the order given: for the front end's page faults. After `addMemory`
+   * the last address is the new region's.
+   */
   postcopyAddresses(): readonly bigint[];
   /** The front end has all of `postcopyAddresses`: pages may be touched. */
   postcopyReady(): Promise<void>;
@@ -148,7 +157,7 @@ export interface VhostDevice {
 
   /**
    * Writes the device's own state to `fd`, or reads it from there until its end, in the background. The device owns `fd`.
-   * `phase` 0: all vrings are stopped.
+   * `phase` 0, the only one: all vrings are stopped. The device bounds bytes and time.
    */
   transferState(direction: StateDirection, phase: number, fd: number): Promise<void>;
   /** Resolves when the transfer has ended; ProtocolError if it failed. */
@@ -156,6 +165,11 @@ export interface VhostDevice {
 
   /** RESET_OWNER: stops every ring and forgets features and memory. */
   reset(): Promise<void>;
+  /**
+   * The front end is gone while a call may still be under way: nothing waits for it any more, neither a transfer nor memory that was
+   * to come by postcopy. `destroy` follows.
+   */
+  frontEndGone?(): void;
   /** The front end is gone: releases everything; resolves when no lcore can touch its memory. */
   destroy(): Promise<void>;
 }

@@ -12,6 +12,9 @@ export const BURST_SIZE = 32;
 /** Largest frame that is switched, bytes, without a VLAN tag's four: DPDK's jumbo limit. */
 export const MAX_FRAME_BYTES = 9728;
 
+/** In place of a packet's length: its header asks for what makes no sense, and it goes nowhere. */
+export const BAD_OFFLOAD = -1;
+
 /** Words of each packet's front: both addresses, the type, and two bytes more. */
 export const FRONT_WORDS = 4;
 export const FRONT_BYTES = 4 * FRONT_WORDS;
@@ -59,7 +62,7 @@ export class Burst {
   readonly segments: SegmentList;
   /** packet i's segments are first[i] … first[i + 1] − 1 */
   readonly first: Int32Array;
-  /** the packet's bytes, without the device header */
+  /** the packet's bytes, without the device header; or BAD_OFFLOAD */
   readonly len: Int32Array;
   /** the first 16 bytes of each packet, four words; what a shorter one lacks is zero */
   readonly front: Int32Array;
@@ -69,6 +72,8 @@ export class Burst {
   readonly headerBytes: Uint8Array;
   /** what each packet needs of its receiver: NEED_… of `offload.ts`, 0 for nothing */
   readonly needs: Int32Array;
+  /** some packet needs something */
+  offloads = false;
   /** what the source ring gets back when the burst is complete: each packet's chain, and the slots it takes */
   readonly id: Int32Array;
   readonly slots: Int32Array;

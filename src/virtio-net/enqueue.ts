@@ -3,13 +3,16 @@
  * source's memory, publishes them at once and notifies once.
  */
 import { CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
+import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
+import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { VRING_DESC_F_WRITE } from '../uapi/virtio-ring.ts';
 import { CHAIN_FULL, CHAIN_MISS, CHAIN_NONE } from '../virtqueue/chain.ts';
 import { FAULT_CHAIN_LOOP, FAULT_NONE } from '../virtqueue/fault.ts';
 import { SegmentList } from '../virtqueue/segments.ts';
 import { type Burst, HEADER_BYTES } from './burst.ts';
 import type { NetVring } from './net-vring.ts';
+import { OFFLOAD_FULL, type OffloadStage } from './offload-stage.ts';
 import type { RingStage } from './ring-stage.ts';
 import { tallyPacket } from './tally.ts';
 
@@ -21,16 +24,20 @@ export const DROP_NO_BUFFER = 0;
 export const DROP_TOO_BIG = 1;
 export const DROP_FAULT = 2;
 export const DROP_MISS = 3;
-const DROPS = 4;
+export const DROP_BAD_OFFLOAD = 4;
+const DROPS = 5;
 
 const DELIVERED = -1;
-const NUM_BUFFERS = 10;
+const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 
 /** A thread's means to enqueue packets of its burst: scratch that is made once, and what the last call did. */
 export class Enqueuer {
   readonly #ringStage: RingStage;
   readonly #copyStage = new CopyStage();
+  readonly #offload: OffloadStage;
   readonly #windows: readonly WindowViews[];
+  /** one frame that the offload stage has made */
+  readonly #made = new SegmentList();
   readonly #buffers = new SegmentList();
   /** the chains that hold the packet at hand: what their used elements say, and the slots they take */
   readonly #chainId = new Int32Array(MAX_BUFFERS);
@@ -49,8 +56,9 @@ export class Enqueuer {
   #looked = false;
 
   /** `windows` is the thread's table, by window id. */
-  constructor(ringStage: RingStage, windows: readonly WindowViews[]) {
+  constructor(ringStage: RingStage, offload: OffloadStage, windows: readonly WindowViews[]) {
     this.#ringStage = ringStage;
+    this.#offload = offload;
     this.#windows = windows;
   }
 
@@ -64,7 +72,8 @@ export class Enqueuer {
     const { ring } = vring;
     const n = to - from;
     for (let i = 0; i < n; i++) burst.list[i] = list[from + i];
-    this.drops.fill(0);
+    const { drops } = this;
+    for (let reason = 0; reason < DROPS; reason++) drops[reason] = 0;
     this.#filled = 0;
     this.#looked = ring.ready < n;
     if (this.#looked) ring.refresh();
@@ -77,13 +86,14 @@ export class Enqueuer {
       if (i === n) break;
       const packet = burst.list[i++];
       const status = this.#fillAny(vring, burst, packet);
-      if (status >= 0) this.drops[status]++;
+      if (status >= 0) drops[status]++;
       else {
         burst.delivered[packet]++;
         delivered++;
       }
     }
     this.#flush();
+    this.#offload.reset();
     vring.count(burst.tally);
     if (this.#filled > 0) {
       ring.publish(this.#filled, true);
@@ -96,7 +106,8 @@ export class Enqueuer {
   #fillPlain(vring: NetVring, burst: Burst, from: number, n: number): number {
     const { ring } = vring;
     const end = Math.min(n, from + ring.ready - this.#filled);
-    if (from >= end || ring.fault !== FAULT_NONE) return from;
+    // what is logged must be marked when it has been written: that is the general way's business
+    if (from >= end || ring.fault !== FAULT_NONE || ring.log !== undefined) return from;
     const src = this.#windows[burst.segments.window[burst.first[burst.list[from]]]];
     if (src === undefined) return from;
     const to = this.#ringStage.fill(vring, src, from, end, this.#filled);
@@ -106,10 +117,59 @@ export class Enqueuer {
 
   /** Delivers one packet of any kind. @returns DELIVERED, or the DROP_ reason */
   #fillAny(vring: NetVring, burst: Burst, packet: number): number {
-    const { first, len, segments } = burst;
+    const { first, len, needs, segments } = burst;
+    if ((needs[packet] & ~vring.accepts) !== 0) return this.#fillMade(vring, burst, packet);
+    this.#header.fill(0);
+    if (needs[packet] !== 0) this.#passHeader(burst, packet);
     const status = this.#fillFrame(vring, segments, first[packet], first[packet + 1], len[packet]);
     if (status === DELIVERED) tallyPacket(burst, packet, len[packet]);
     return status;
+  }
+
+  /** The packet's own header, up to num_buffers; of its flags only what has been checked. */
+  #passHeader({ headerBytes }: Burst, packet: number): void {
+    for (let i = 0; i < HDR.num_buffers; i++) this.#header[i] = headerBytes[HEADER_BYTES * packet + i];
+    this.#header[HDR.flags] &= VIRTIO_NET_HDR_F_NEEDS_CSUM;
+  }
+
+  /**
+   * Delivers what the offload stage makes of a packet that the receiver does not take as it is.
+   * @returns DELIVERED, or why some frame of it, and all behind that one, were not
+   */
+  #fillMade(vring: NetVring, burst: Burst, packet: number): number {
+    const offload = this.#offload;
+    let n = this.#convert(burst, packet);
+    if (n === OFFLOAD_FULL) {
+      this.#flush();
+      offload.reset();
+      n = this.#convert(burst, packet);
+    }
+    if (n < 0) return DROP_BAD_OFFLOAD;
+    const made = this.#made;
+    for (let frame = offload.count - n; frame < offload.count; frame++) {
+      made.count = 0;
+      made.push(offload.window, offload.off[frame], offload.len[frame]);
+      this.#header.fill(0);
+      const status = this.#fillFrame(vring, made, 0, 1, offload.len[frame]);
+      if (status !== DELIVERED) return status;
+      tallyPacket(burst, packet, offload.len[frame]);
+    }
+    return DELIVERED;
+  }
+
+  #convert({ segments, first, len, header }: Burst, packet: number): number {
+    const at = HEADER_BYTES * packet;
+    return this.#offload.convert(
+      this.#windows,
+      segments,
+      first[packet],
+      first[packet + 1],
+      len[packet],
+      header.getUint8(at + HDR.gso_type),
+      header.getUint16(at + HDR.gso_size, true),
+      header.getUint16(at + HDR.csum_start, true),
+      header.getUint16(at + HDR.csum_offset, true),
+    );
   }
 
   /** Makes copies go from window `src` to window `dst` from now on. */
@@ -163,6 +223,7 @@ export class Enqueuer {
       chains++;
     }
     this.#scatter(segments, first, end, headerLen, chains);
+    if (ring.log !== undefined) this.#mark(ring.log, need);
     let ahead = this.#filled;
     for (let c = 0; c < chains; c++) {
       ring.putUsed(ahead, this.#chainId[c], this.#chainLen[c]);
@@ -170,6 +231,17 @@ export class Enqueuer {
     }
     this.#filled = ahead;
     return DELIVERED;
+  }
+
+  /** Marks the first `need` bytes of the buffers listed in `#buffers`, once they have been written. */
+  #mark(log: DirtyLog, need: number): void {
+    this.#flush();
+    const { window, off, len } = this.#buffers;
+    let left = need;
+    for (let b = 0; left > 0; b++) {
+      log.mark(window[b], off[b], Math.min(left, len[b]));
+      left -= len[b];
+    }
   }
 
   /** As Vring.chainAt, looking for more buffers once. */
@@ -195,8 +267,8 @@ export class Enqueuer {
   #scatter(segments: SegmentList, first: number, end: number, headerLen: number, chains: number): void {
     const buffers = this.#buffers;
     const header = this.#header;
-    header[NUM_BUFFERS] = chains & 0xff;
-    header[NUM_BUFFERS + 1] = chains >> 8;
+    header[HDR.num_buffers] = chains & 0xff;
+    header[HDR.num_buffers + 1] = chains >> 8;
     let b = 0;
     let room = buffers.len[0];
     let off = buffers.off[0];

@@ -2,10 +2,32 @@
  * A vring of a net device that has been started: the ring, what packets look like on it, and what is counted.
  */
 import { VRING_SLOTS } from '../stats/counters.ts';
+import { ETHHDR } from '../uapi/ip.ts';
 import { hasFeature } from '../uapi/virtio.ts';
-import { netHeaderSize, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
+import {
+  netHeaderSize,
+  VIRTIO_NET_F_MRG_RXBUF,
+  VIRTIO_NET_HDR_F_NEEDS_CSUM,
+  VIRTIO_NET_HDR_MRG_RXBUF,
+} from '../uapi/virtio-net.ts';
 import type { Vring } from '../virtqueue/vring.ts';
-import { type Burst, TALLY_BROADCAST, TALLY_BYTES, TALLY_GROUP, TALLY_SIZES } from './burst.ts';
+import {
+  BAD_OFFLOAD,
+  type Burst,
+  FRONT_BYTES,
+  HEADER_BYTES,
+  TALLY_BROADCAST,
+  TALLY_BYTES,
+  TALLY_GROUP,
+  TALLY_SIZES,
+} from './burst.ts';
+import { acceptsOf, maySendOf, NEEDS_MALFORMED, needsOf } from './offload.ts';
+
+const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
+const ETHER_TYPE = ETHHDR.off.h_proto;
+
+/** True for the vrings that the guest transmits by: 2n + 1 of pair n; vring 2n receives (VIRTIO 1.2 §5.1.2). */
+export const isTransmit = (vring: number) => vring % 2 === 1;
 
 export class NetVring {
   readonly ring: Vring;
@@ -13,6 +35,9 @@ export class NetVring {
   readonly headerLen: number;
   /** RX: a packet may take several chains */
   readonly mergeable: boolean;
+  /** RX: what the driver takes undone; TX: what it may leave so. NEED_… of `offload.ts` */
+  readonly accepts: number;
+  readonly #maySend: number;
   /** a block of VRING_SLOTS */
   readonly counters: Float64Array;
   /** the ring waits for a translation, until its memory changes */
@@ -26,12 +51,34 @@ export class NetVring {
     this.ring = ring;
     this.headerLen = netHeaderSize(features);
     this.mergeable = hasFeature(features, VIRTIO_NET_F_MRG_RXBUF);
+    this.accepts = acceptsOf(features);
+    this.#maySend = maySendOf(features);
     this.counters = counters;
   }
 
-  /** Reads from packet `i`'s header, which is in the burst, what the packet needs of its receiver. */
+  /** Says what packet `i` needs of its receiver, from its header, which is in the burst; one that makes no sense becomes BAD_OFFLOAD. */
   readHeader(burst: Burst, i: number): void {
-    burst.needs[i] = 0;
+    const { header, frontBytes, len } = burst;
+    const at = HEADER_BYTES * i;
+    const flags = header.getUint8(at + HDR.flags);
+    const gsoType = header.getUint8(at + HDR.gso_type);
+    // without CSUM the header's words mean nothing, and drivers do not care what is in them
+    if (this.#maySend === 0 || ((flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) | gsoType) === 0) return;
+    const needs = needsOf(
+      flags,
+      gsoType,
+      header.getUint16(at + HDR.gso_size, true),
+      header.getUint16(at + HDR.csum_start, true),
+      header.getUint16(at + HDR.csum_offset, true),
+      len[i],
+      (frontBytes[FRONT_BYTES * i + ETHER_TYPE] << 8) | frontBytes[FRONT_BYTES * i + ETHER_TYPE + 1],
+      this.#maySend,
+    );
+    if (needs === NEEDS_MALFORMED) len[i] = BAD_OFFLOAD;
+    else {
+      burst.needs[i] = needs;
+      burst.offloads = true;
+    }
   }
 
   /** Adds a burst's tally to the counters and clears it. */

@@ -4,6 +4,7 @@
  * @see VIRTIO 1.2 §2.8
  */
 import type { AddressMap } from '../mem/address-map.ts';
+import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import {
@@ -11,6 +12,7 @@ import {
   VRING_DESC_F_NEXT,
   VRING_DESC_F_WRITE,
   VRING_PACKED_DESC,
+  VRING_PACKED_DESC_EVENT,
   VRING_PACKED_DESC_F_AVAIL,
   VRING_PACKED_DESC_F_USED,
   VRING_PACKED_EVENT_F_WRAP_CTR,
@@ -22,7 +24,7 @@ import { appendBuffer, appendIndirect, CHAIN_NONE, chainFault, MAX_CHAIN_BYTES }
 import { FAULT_ADDRESS, FAULT_CHAIN_LOOP, FAULT_INDIRECT } from './fault.ts';
 import type { RingConfig } from './ring-config.ts';
 import { MAX_SEGMENTS, type SegmentList } from './segments.ts';
-import { Vring } from './vring.ts';
+import { STATE_FORMAT, Vring } from './vring.ts';
 
 /** An available descriptor has the one of these flags that its lap's wrap counter says; a used one both or neither (§2.8.1). */
 export const AVAIL = 1 << VRING_PACKED_DESC_F_AVAIL;
@@ -44,6 +46,9 @@ export class PackedRing extends Vring {
   readonly #driverIdx: number;
   readonly #deviceEvent: Uint16Array;
   readonly #deviceIdx: number;
+  readonly #deviceWindow: number;
+  /** the slot that `markUsed` began with */
+  #first = 0;
 
   /** the position: a descriptor, and the wrap counter in this lap of the ring */
   next: number;
@@ -57,8 +62,14 @@ export class PackedRing extends Vring {
    * behind it has not been done. Where the base has none, zero, the avail position counts: DPDK's virtio-user gives no more than
    * that, and its vhost library answers no more, which then comes to us when the guest migrates.
    */
-  constructor(config: RingConfig, map: AddressMap, windows: readonly WindowViews[], caller: Caller) {
-    super(config, map, windows, caller);
+  constructor(
+    config: RingConfig,
+    map: AddressMap,
+    windows: readonly WindowViews[],
+    caller: Caller,
+    state?: SharedArrayBuffer,
+  ) {
+    super(config, map, windows, caller, state);
     const { desc, avail, used } = config;
     const base = config.base >>> 16 || config.base & 0xffff;
     this.window = desc.window;
@@ -69,10 +80,25 @@ export class PackedRing extends Vring {
     this.#driverIdx = avail.off >> 1;
     this.#deviceEvent = windows[used.window].u16;
     this.#deviceIdx = used.off >> 1;
+    this.#deviceWindow = used.window;
     // a base beyond the ring is the front end's mistake, and its alone
     this.next = (base & INDEX_MASK) % config.num;
     this.wrap = base >>> VRING_PACKED_EVENT_F_WRAP_CTR;
     this.suppressKicks();
+  }
+
+  protected load(state: Int32Array): void {
+    this.next = state[STATE_FORMAT];
+    this.wrap = state[STATE_FORMAT + 1];
+    this.#unsignalled = state[STATE_FORMAT + 2];
+    this.#signalledValid = state[STATE_FORMAT + 3] === 1;
+  }
+
+  protected save(state: Int32Array): void {
+    state[STATE_FORMAT] = this.next;
+    state[STATE_FORMAT + 1] = this.wrap;
+    state[STATE_FORMAT + 2] = this.#unsignalled;
+    state[STATE_FORMAT + 3] = this.#signalledValid ? 1 : 0;
   }
 
   get base(): number {
@@ -153,7 +179,7 @@ export class PackedRing extends Vring {
   }
 
   /** Orders the used elements, and the data they speak of, before the first one's flags. */
-  publish(slots: number, written: boolean): void {
+  protected show(slots: number, written: boolean): void {
     const at = this.descOff + VRING_PACKED_DESC.size * this.next;
     Atomics.store(this.#u16, (at + DESC.flags) >> 1, this.usedFlags(0, written));
     this.wrap = this.wrapAt(slots);
@@ -180,13 +206,27 @@ export class PackedRing extends Vring {
     return distance > 0 && distance <= published;
   }
 
-  suppressKicks(): void {
-    Atomics.store(this.#deviceEvent, this.#deviceIdx + 1, VRING_PACKED_EVENT_FLAG_DISABLE);
-  }
-
-  wantKicks(): void {
+  protected setEvents(wanted: boolean): void {
+    if (!wanted) {
+      Atomics.store(this.#deviceEvent, this.#deviceIdx + 1, VRING_PACKED_EVENT_FLAG_DISABLE);
+      return;
+    }
     if (this.eventIdx) Atomics.store(this.#deviceEvent, this.#deviceIdx, this.#offWrap(this.next, this.wrap));
     const flags = this.eventIdx ? VRING_PACKED_EVENT_FLAG_DESC : VRING_PACKED_EVENT_FLAG_ENABLE;
     Atomics.store(this.#deviceEvent, this.#deviceIdx + 1, flags);
+  }
+
+  /** The last slots of chains lie in between, and are marked too. */
+  protected markUsed(log: DirtyLog, slots: number): void {
+    const first = Math.min(slots, this.num - this.next);
+    log.mark(this.window, this.descOff + VRING_PACKED_DESC.size * this.next, VRING_PACKED_DESC.size * first);
+    log.mark(this.window, this.descOff, VRING_PACKED_DESC.size * (slots - first));
+    this.#first = this.next;
+  }
+
+  /** The flags of the first used element, and the device area. */
+  protected markShown(log: DirtyLog): void {
+    log.mark(this.window, this.descOff + VRING_PACKED_DESC.size * this.#first, VRING_PACKED_DESC.size);
+    log.mark(this.#deviceWindow, 2 * this.#deviceIdx, VRING_PACKED_DESC_EVENT.size);
   }
 }

@@ -3,9 +3,6 @@
  */
 import type { Place } from '../mem/guest-memory.ts';
 
-/** Where the ring stands, shared by the lcores that use it: see Vring. */
-export const RING_STATE_WORDS = 8;
-
 /** The main thread has checked alignment and bounds. */
 export interface RingConfig {
   /** RING_PACKED was negotiated, or not */

@@ -20,46 +20,21 @@ import {
   vringDescBytes,
   vringUsedBytes,
 } from '../uapi/virtio-ring.ts';
+import { alignUp, type DriverRing, LINE, type RingPlace, type Segment, type TablePlace } from './driver-ring.ts';
+import { Outstanding } from './outstanding.ts';
 
 const { size: DESC_SIZE, off: DESC } = VRING_DESC;
 const { size: RING_HEAD, off: HEAD } = VRING_AVAIL;
 const { size: ELEM_SIZE, off: ELEM } = VRING_USED_ELEM;
 const TWO_32 = 2 ** 32;
-/** Driver area and device area begin on cache lines of their own. */
-const LINE = 64;
 /** With calls off, used_event is moved along after so many entries, long before the used index comes round to it. */
 const REARM_AFTER = 0x4000;
 
-const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
-
-/** Where a ring's parts lie: byte offsets into a window, or relative to the ring's beginning. */
-export interface SplitPlace {
-  readonly descOff: number;
-  readonly availOff: number;
-  readonly usedOff: number;
-}
-
-/** The parts of a ring of `size` descriptors from `base` (a multiple of 64) on, and its size in bytes. */
-export function splitLayout(size: number, base = 0): SplitPlace & { readonly bytes: number } {
+/** The parts of a split ring of `size` descriptors from `base` (a multiple of 64) on, and its size in bytes. */
+export function splitLayout(size: number, base = 0): RingPlace & { readonly bytes: number } {
   const availOff = base + alignUp(vringDescBytes(size), LINE);
   const usedOff = alignUp(availOff + vringAvailBytes(size), LINE);
   return { descOff: base, availOff, usedOff, bytes: alignUp(usedOff + vringUsedBytes(size), LINE) - base };
-}
-
-/** One buffer of a chain. */
-export interface Segment {
-  /** guest address */
-  readonly addr: number;
-  /** bytes */
-  readonly len: number;
-  /** the device writes it; such segments come last in a chain */
-  readonly write?: boolean;
-}
-
-/** Where an indirect table goes: its guest address, and the same place as an offset into the ring's window. */
-export interface TablePlace {
-  readonly addr: number;
-  readonly off: number;
 }
 
 /** Writes the descriptor at window offset `descOff`, whatever the values. */
@@ -84,15 +59,20 @@ export function needEvent(event: number, now: number, old: number): boolean {
   return ((now - event - 1) & 0xffff) < ((now - old) & 0xffff);
 }
 
-export class SplitDriver {
+/** The ring's split driver, for what only split rings have. Throws TypeError for another format. */
+export function asSplit(ring: DriverRing): SplitDriver {
+  if (ring instanceof SplitDriver) return ring;
+  throw new TypeError(`a ${ring.format} ring where only a split one will do`);
+}
+
+export class SplitDriver implements DriverRing {
+  readonly format = 'split';
   readonly views: WindowViews;
-  readonly place: SplitPlace;
-  /** descriptors */
+  readonly place: RingPlace;
   readonly size: number;
   readonly eventIdx: boolean;
-  /** Bytes that the device wrote into the buffer that `reap` returned last. */
+  readonly inOrder: boolean;
   usedLen = 0;
-  /** What the device did wrong; the ring gives nothing back from then on. */
   broken: string | undefined;
 
   readonly #u16: Uint16Array;
@@ -106,10 +86,10 @@ export class SplitDriver {
   readonly #usedIdxIdx: number;
   readonly #availEventIdx: number;
 
-  /** The free descriptors are a list in memory of our own, which no device can spoil. */
+  /** The free descriptors are a list in memory of our own, which no device can spoil. With IN_ORDER it is the ring itself (§2.7.5). */
   readonly #next: Uint16Array;
-  /** Descriptors of the chain that begins here; 0: no chain in the device's hands begins here. */
-  readonly #chainLen: Uint16Array;
+  /** A buffer's id is its first descriptor's. */
+  readonly #outstanding: Outstanding;
   #freeHead = 0;
   #nFree = 0;
   #avail = 0;
@@ -118,15 +98,19 @@ export class SplitDriver {
   #usedSeen = 0;
   #calls = true;
   #armed = 0;
+  /** In-order buffers that the last used entry speaks of and that are not reaped, and what it said of the last of them. */
+  #nBatch = 0;
+  #batchLen = 0;
 
   /** A fresh ring of `size` descriptors (a power of two ≤ 32768) at `place` in the window, which is cleared. Calls are on. */
-  constructor(views: WindowViews, place: SplitPlace, size: number, eventIdx: boolean) {
+  constructor(views: WindowViews, place: RingPlace, size: number, eventIdx: boolean, inOrder = false) {
     if (size < 1 || size > VIRTQ_MAX_SIZE || (size & (size - 1)) !== 0)
-      throw new RangeError(`ring size ${size} is not a power of two up to ${VIRTQ_MAX_SIZE}`);
+      throw new RangeError(`split ring size ${size} is not a power of two up to ${VIRTQ_MAX_SIZE}`);
     this.views = views;
     this.place = place;
     this.size = size;
     this.eventIdx = eventIdx;
+    this.inOrder = inOrder;
     this.#u16 = views.u16;
     this.#dv = views.dv;
     this.#mask = size - 1;
@@ -137,19 +121,19 @@ export class SplitDriver {
     this.#usedIdxIdx = (place.usedOff + HEAD.idx) >> 1;
     this.#availEventIdx = (place.usedOff + RING_HEAD + ELEM_SIZE * size) >> 1;
     this.#next = new Uint16Array(size);
-    this.#chainLen = new Uint16Array(size);
+    this.#outstanding = new Outstanding(size);
     this.reset();
   }
 
-  /** Begins anew, as a driver that is loaded again: an empty ring, both indexes 0. No device may be using it. */
   reset(base = 0): void {
     const { u8 } = this.views;
     const { descOff, availOff, usedOff } = this.place;
     u8.fill(0, descOff, descOff + vringDescBytes(this.size));
     u8.fill(0, availOff, availOff + vringAvailBytes(this.size));
     u8.fill(0, usedOff, usedOff + vringUsedBytes(this.size));
-    for (let i = 0; i < this.size; i++) this.#next[i] = i + 1;
-    this.#chainLen.fill(0);
+    for (let i = 0; i < this.size; i++) this.#next[i] = (i + 1) & this.#mask;
+    this.#outstanding.reset();
+    this.#nBatch = 0;
     this.#freeHead = 0;
     this.#nFree = this.size;
     this.#avail = this.#published = this.#used = this.#usedSeen = this.#armed = base & 0xffff;
@@ -159,7 +143,6 @@ export class SplitDriver {
     this.enableCalls();
   }
 
-  /** Free descriptors. */
   get nFree(): number {
     return this.#nFree;
   }
@@ -179,12 +162,15 @@ export class SplitDriver {
     return Atomics.load(this.#u16, this.#usedIdxIdx);
   }
 
-  /** Window offset of descriptor `id`. */
+  /** A device that uses buffers in order has done all before the used index; what it had taken beyond, it takes again. */
+  get vringBase(): number {
+    return this.sharedUsedIdx;
+  }
+
   descriptorOff(id: number): number {
     return this.place.descOff + DESC_SIZE * id;
   }
 
-  /** Adds the first `n` segments as a chain, unpublished. @returns the id of its head, or −1 if not enough descriptors are free. */
   add(chain: readonly Segment[], n = chain.length): number {
     if (n === 0 || n > this.#nFree) return -1;
     const head = this.#freeHead;
@@ -197,14 +183,11 @@ export class SplitDriver {
       writeDescriptor(this.views, this.descriptorOff(id), addr, len, flags, more ? next : 0);
       id = next;
     }
+    this.#outstanding.add(head, n, chain, n);
     this.#take(head, n, id);
     return head;
   }
 
-  /**
-   * Adds a chain that lies in an indirect table, which this writes at `table` (16 bytes a segment; it must stay until the chain
-   * is used). INDIRECT_DESC must be negotiated. @returns the id of its one descriptor, or −1 if none is free.
-   */
   addIndirect(chain: readonly Segment[], table: TablePlace, n = chain.length): number {
     if (n === 0 || n > this.size || this.#nFree === 0) return -1;
     for (let i = 0; i < n; i++) {
@@ -215,13 +198,13 @@ export class SplitDriver {
     }
     const head = this.#freeHead;
     writeDescriptor(this.views, this.descriptorOff(head), table.addr, DESC_SIZE * n, VRING_DESC_F_INDIRECT, 0);
+    this.#outstanding.add(head, 1, chain, n);
     this.#take(head, 1, this.#next[head]);
     return head;
   }
 
   /** Takes `n` descriptors from `head` on off the free list, which goes on with `rest`, and offers them. */
   #take(head: number, n: number, rest: number): void {
-    this.#chainLen[head] = n;
     this.#freeHead = rest;
     this.#nFree -= n;
     this.offer(head);
@@ -233,7 +216,6 @@ export class SplitDriver {
     this.#avail = (this.#avail + 1) & 0xffff;
   }
 
-  /** Shows the device what was added since. @returns true if it wants to be kicked for it. */
   publish(): boolean {
     const old = this.#published;
     const now = this.#avail;
@@ -241,25 +223,48 @@ export class SplitDriver {
     // Orders descriptors and entries before the index, and the index before reading the device's wish below.
     Atomics.store(this.#u16, this.#availIdxIdx, now);
     this.#published = now;
+    this.#outstanding.publish();
     // Reads the wish after the index is out: the device writes its wish first and then looks at the index once more.
     if (this.eventIdx) return needEvent(Atomics.load(this.#u16, this.#availEventIdx), now, old);
     return (Atomics.load(this.#u16, this.#usedFlagsIdx) & VRING_USED_F_NO_NOTIFY) === 0;
   }
 
-  /** Takes back the next used chain; its bytes written are in `usedLen`. @returns the head's id, or −1 if there is none. */
   reap(): number {
+    if (this.#nBatch > 0) return this.#reapBatch();
     if (this.#used === this.#usedSeen && !this.#look()) return -1;
     const at = this.place.usedOff + RING_HEAD + ELEM_SIZE * (this.#used & this.#mask);
     const id = this.#dv.getUint32(at + ELEM.id, true);
     const len = this.#dv.getUint32(at + ELEM.len, true);
-    if (id >= this.size || this.#chainLen[id] === 0) {
-      this.broken = `the device used ${id}, which no buffer on offer has for a head`;
-      return -1;
+    if (!this.#outstanding.has(id))
+      return this.#break(`the device used ${id}, which no buffer on offer has for a head`);
+    if (this.inOrder) {
+      // The entries of the buffers before this one are not written, but the index counts them (§2.7.9).
+      const n = this.#outstanding.countTo(id);
+      const seen = (this.#usedSeen - this.#used) & 0xffff;
+      if (n > seen)
+        return this.#break(`the device used ${id}, number ${n} in order, and the used index tells of ${seen}`);
+      this.#nBatch = n;
+      this.#batchLen = len;
+      return this.#reapBatch();
     }
-    this.#used = (this.#used + 1) & 0xffff;
-    this.#release(id);
     this.usedLen = len;
+    this.#release(id);
     return id;
+  }
+
+  /** Takes back the oldest buffer, as the used entry of a buffer behind it, or its own, says. */
+  #reapBatch(): number {
+    const id = this.#outstanding.idAt(0);
+    this.#nBatch--;
+    this.usedLen = this.#nBatch === 0 ? this.#batchLen : this.#outstanding.room(id);
+    this.#release(id);
+    return id;
+  }
+
+  #break(problem: string): number {
+    this.broken = problem;
+    this.#usedSeen = this.#used;
+    return -1;
   }
 
   /** Looks whether the device has used more. */
@@ -277,24 +282,20 @@ export class SplitDriver {
   }
 
   #release(head: number): void {
-    const n = this.#chainLen[head];
+    this.#used = (this.#used + 1) & 0xffff;
+    const n = this.#outstanding.remove(head);
+    this.#nFree += n;
+    if (this.inOrder) return;
     let last = head;
     for (let i = 1; i < n; i++) last = this.#next[last];
     this.#next[last] = this.#freeHead;
     this.#freeHead = head;
-    this.#nFree += n;
-    this.#chainLen[head] = 0;
   }
 
-  /** True if the device has used something that is not reaped yet. */
   get ready(): boolean {
     return this.#used !== this.#usedSeen || this.#look();
   }
 
-  /**
-   * Asks for a call at the next used buffer; under EVENT_IDX, after `skip` more than that.
-   * @returns true if nothing is waiting to be reaped, so that the caller may sleep; else look first.
-   */
   enableCalls(skip = 0): boolean {
     this.#calls = true;
     // Orders the wish before the look at the used index: what is used after the look leads to a call.
@@ -303,7 +304,6 @@ export class SplitDriver {
     return !this.ready;
   }
 
-  /** Asks for no calls. A hint: one may still come. */
   disableCalls(): void {
     this.#calls = false;
     this.#armed = this.#used;

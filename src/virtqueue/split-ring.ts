@@ -3,6 +3,7 @@
  * @see VIRTIO 1.2 §2.7
  */
 import type { AddressMap } from '../mem/address-map.ts';
+import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import {
@@ -11,6 +12,7 @@ import {
   VRING_DESC,
   VRING_DESC_F_INDIRECT,
   VRING_DESC_F_NEXT,
+  VRING_USED_ELEM,
   VRING_USED_F_NO_NOTIFY,
 } from '../uapi/virtio-ring.ts';
 import { appendBuffer, appendIndirect, CHAIN_NONE, chainFault, MAX_CHAIN_BYTES } from './chain.ts';
@@ -24,7 +26,7 @@ import {
 } from './fault.ts';
 import type { RingConfig } from './ring-config.ts';
 import { MAX_SEGMENTS, type SegmentList } from './segments.ts';
-import { Vring } from './vring.ts';
+import { STATE_FORMAT, Vring } from './vring.ts';
 
 export class SplitRing extends Vring {
   readonly packed = false;
@@ -47,6 +49,7 @@ export class SplitRing extends Vring {
   readonly usedIdx16: number;
   readonly used32: Int32Array;
   readonly usedRingIdx: number;
+  readonly #usedWindow: number;
 
   /** the position: next entry of the avail ring to take and of the used ring to fill; runs freely modulo 2¹⁶ */
   next: number;
@@ -58,8 +61,14 @@ export class SplitRing extends Vring {
    * The ring goes on behind the last used entry: a back end hands every buffer back before it stops, so what is available behind
    * it has not been done, whoever stopped how.
    */
-  constructor(config: RingConfig, map: AddressMap, windows: readonly WindowViews[], caller: Caller) {
-    super(config, map, windows, caller);
+  constructor(
+    config: RingConfig,
+    map: AddressMap,
+    windows: readonly WindowViews[],
+    caller: Caller,
+    state?: SharedArrayBuffer,
+  ) {
+    super(config, map, windows, caller, state);
     this.mask = config.num - 1;
     const { desc, avail, used } = config;
     this.window = desc.window === avail.window && desc.window === used.window ? desc.window : -1;
@@ -71,6 +80,7 @@ export class SplitRing extends Vring {
     this.#descView = windows[desc.window].dv;
     this.avail = windows[avail.window].u16;
     this.availIdx = avail.off >> 1;
+    this.#usedWindow = used.window;
     this.used16 = windows[used.window].u16;
     this.usedIdx16 = used.off >> 1;
     this.used32 = windows[used.window].i32;
@@ -78,6 +88,18 @@ export class SplitRing extends Vring {
     this.next = Atomics.load(this.used16, this.usedIdx16 + 1);
     this.#signalled = this.next;
     this.suppressKicks();
+  }
+
+  protected load(state: Int32Array): void {
+    this.next = state[STATE_FORMAT];
+    this.#signalled = state[STATE_FORMAT + 1];
+    this.#signalledValid = state[STATE_FORMAT + 2] === 1;
+  }
+
+  protected save(state: Int32Array): void {
+    state[STATE_FORMAT] = this.next;
+    state[STATE_FORMAT + 1] = this.#signalled;
+    state[STATE_FORMAT + 2] = this.#signalledValid ? 1 : 0;
   }
 
   get base(): number {
@@ -137,7 +159,7 @@ export class SplitRing extends Vring {
   }
 
   /** Orders the used entries, and the data they speak of, before the index (§2.7.8.2). */
-  publish(slots: number): void {
+  protected show(slots: number): void {
     this.next = (this.next + slots) & 0xffff;
     this.ready -= slots;
     Atomics.store(this.used16, this.usedIdx16 + 1, this.next);
@@ -154,13 +176,22 @@ export class SplitRing extends Vring {
   }
 
   /** With event index a stale avail_event does as much as the flag. */
-  suppressKicks(): void {
-    if (!this.eventIdx) Atomics.store(this.used16, this.usedIdx16, VRING_USED_F_NO_NOTIFY);
+  protected setEvents(wanted: boolean): void {
+    if (!this.eventIdx) Atomics.store(this.used16, this.usedIdx16, wanted ? 0 : VRING_USED_F_NO_NOTIFY);
+    else if (wanted) Atomics.store(this.used16, this.usedIdx16 + 2 + 4 * this.num, this.next);
   }
 
-  wantKicks(): void {
-    if (this.eventIdx) Atomics.store(this.used16, this.usedIdx16 + 2 + 4 * this.num, this.next);
-    else Atomics.store(this.used16, this.usedIdx16, 0);
+  protected markUsed(log: DirtyLog, slots: number): void {
+    const from = this.next & this.mask;
+    const first = Math.min(slots, this.num - from);
+    log.mark(this.#usedWindow, this.usedRingOff + VRING_USED_ELEM.size * from, VRING_USED_ELEM.size * first);
+    log.mark(this.#usedWindow, this.usedRingOff, VRING_USED_ELEM.size * (slots - first));
+  }
+
+  /** Flags and index, and avail_event. */
+  protected markShown(log: DirtyLog): void {
+    log.mark(this.#usedWindow, this.usedRingOff - VRING_AVAIL.size, VRING_AVAIL.size);
+    log.mark(this.#usedWindow, this.usedRingOff + VRING_USED_ELEM.size * this.num, 2);
   }
 }
 

@@ -7,13 +7,26 @@
  * @see VIRTIO 1.2 §2.6–2.8
  */
 import type { AddressMap } from '../mem/address-map.ts';
+import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
+import { acquire, release } from '../sys/lock.ts';
 import { FAULT_NONE } from './fault.ts';
 import type { RingConfig } from './ring-config.ts';
 import type { SegmentList } from './segments.ts';
 
 const NO_FD = -1;
+
+/** Words of what the lcores share of a ring that several of them use. */
+const STATE_LOCK = 0;
+const STATE_FAULT = 1;
+const STATE_STARTED = 2;
+/** and of the format's own from here on */
+export const STATE_FORMAT = 3;
+const STATE_WORDS = 8;
+
+/** What lcores share of one ring; each makes a Vring of its own over it. */
+export const sharedRingState = () => new SharedArrayBuffer(4 * STATE_WORDS);
 
 export abstract class Vring {
   abstract readonly packed: boolean;
@@ -28,6 +41,8 @@ export abstract class Vring {
   readonly inOrder: boolean;
   readonly kickFd: number;
   callFd: number;
+  /** where writes to guest memory are recorded, while the guest is being migrated; set once the ring has been made */
+  log: DirtyLog | undefined;
   readonly #caller: Caller;
 
   /** slots known to be available from the position on; a packed ring that has one says `num` */
@@ -45,9 +60,20 @@ export abstract class Vring {
   calls = 0;
   callsSuppressed = 0;
   callsFailed = 0;
+  readonly #state: Int32Array | undefined;
 
-  /** `windows` is by window id and holds those that the config and `map` name. */
-  constructor(config: RingConfig, map: AddressMap, windows: readonly WindowViews[], caller: Caller) {
+  /**
+   * `windows` is by window id and holds those that the config and `map` name. @param state what `sharedRingState` made, where several
+   * lcores use the ring: then it may be touched between `enter` and `leave` only
+   */
+  constructor(
+    config: RingConfig,
+    map: AddressMap,
+    windows: readonly WindowViews[],
+    caller: Caller,
+    state?: SharedArrayBuffer,
+  ) {
+    this.#state = state === undefined ? undefined : new Int32Array(state);
     this.num = config.num;
     this.map = map;
     this.windows = windows;
@@ -58,6 +84,30 @@ export abstract class Vring {
     this.callFd = config.callFd;
     this.#caller = caller;
   }
+
+  /** Takes the ring for this lcore, and learns what the others have done to it. */
+  enter(): void {
+    const state = this.#state;
+    if (state === undefined) return;
+    acquire(state, STATE_LOCK);
+    this.ready = 0;
+    this.fault = state[STATE_FAULT];
+    if (state[STATE_STARTED] === 1) this.load(state);
+    state[STATE_STARTED] = 1;
+  }
+
+  /** Lets the others have it. */
+  leave(): void {
+    const state = this.#state;
+    if (state === undefined) return;
+    state[STATE_FAULT] = this.fault;
+    this.save(state);
+    release(state, STATE_LOCK);
+  }
+
+  /** Reads the position and the like from shared words, from STATE_FORMAT on. */
+  protected abstract load(state: Int32Array): void;
+  protected abstract save(state: Int32Array): void;
 
   /** Where the ring stands, as GET_VRING_BASE has it for its format. */
   abstract get base(): number;
@@ -77,17 +127,49 @@ export abstract class Vring {
   /** Fills the used element `ahead`: chain `id`, of which `len` bytes were written. The driver sees it after `publish`. */
   abstract putUsed(ahead: number, id: number, len: number): void;
 
-  /** Shows the driver what was filled, and moves the position `slots` on. @param written the device wrote into the buffers */
-  abstract publish(slots: number, written: boolean): void;
+  /**
+   * Shows the driver what was filled, and moves the position `slots` on. @param written the device wrote into the buffers: those have
+   * been marked in the log
+   */
+  publish(slots: number, written: boolean): void {
+    const { log } = this;
+    if (log !== undefined) {
+      this.markUsed(log, slots);
+      log.flush();
+    }
+    this.show(slots, written);
+    if (log !== undefined) {
+      this.markShown(log);
+      log.flush();
+    }
+  }
+
+  protected abstract show(slots: number, written: boolean): void;
+  /** Marks the used elements of the next `slots` slots; and what `show` and `setEvents` write, wherever in the ring. */
+  protected abstract markUsed(log: DirtyLog, slots: number): void;
+  protected abstract markShown(log: DirtyLog): void;
 
   /** Asks the driver not to kick: the ring is polled. */
-  abstract suppressKicks(): void;
+  suppressKicks(): void {
+    this.#askForKicks(false);
+  }
 
   /**
    * Asks the driver to kick for the next buffer. The caller then refreshes once more: what came before the wish was seen
    * would otherwise wait for ever.
    */
-  abstract wantKicks(): void;
+  wantKicks(): void {
+    this.#askForKicks(true);
+  }
+
+  #askForKicks(wanted: boolean): void {
+    this.setEvents(wanted);
+    if (this.log === undefined) return;
+    this.markShown(this.log);
+    this.log.flush();
+  }
+
+  protected abstract setEvents(wanted: boolean): void;
 
   /** True if the driver wants to know of what was published since it was last asked. */
   protected abstract callWanted(): boolean;

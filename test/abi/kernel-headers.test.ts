@@ -2,8 +2,10 @@
 import assert from 'node:assert/strict';
 import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
+import * as ip from '../../src/uapi/ip.ts';
 import type { Layout } from '../../src/uapi/layout.ts';
 import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN } from '../../src/uapi/socket.ts';
+import * as userfaultfd from '../../src/uapi/userfaultfd.ts';
 import * as vhostUser from '../../src/uapi/vhost-user.ts';
 import * as virtio from '../../src/uapi/virtio.ts';
 import * as virtioNet from '../../src/uapi/virtio-net.ts';
@@ -24,6 +26,14 @@ const HEADERS = [
   'linux/virtio_net.h',
   'linux/virtio_config.h',
   'linux/vhost.h',
+  'linux/if_ether.h',
+  'linux/in.h',
+  'linux/in6.h',
+  'linux/ip.h',
+  'linux/ipv6.h',
+  'linux/tcp.h',
+  'linux/udp.h',
+  'linux/userfaultfd.h',
 ];
 
 /** Where C names a field differently, or has it in a struct within. */
@@ -31,7 +41,16 @@ const FIELD_IN_C: Record<string, Record<string, string>> = {
   virtio_net_hdr_mrg_rxbuf: Object.fromEntries(
     ['flags', 'gso_type', 'hdr_len', 'gso_size', 'csum_start', 'csum_offset'].map((field) => [field, `hdr.${field}`]),
   ),
+  uffdio_register: { start: 'range.start', len: 'range.len' },
+  uffd_msg: { flags: 'arg.pagefault.flags', address: 'arg.pagefault.address', ptid: 'arg.pagefault.feat.ptid' },
   vhost_memory_region: { mmap_offset: 'flags_padding' }, // vhost-user's own use of the last 8 bytes
+};
+
+/** Fields that are bits in C, which have no offset. */
+const BIT_FIELDS: Record<string, readonly string[]> = {
+  iphdr: ['version_ihl'],
+  ipv6hdr: ['version'],
+  tcphdr: ['doff', 'flags'],
 };
 
 const LAYOUTS: readonly Layout<string>[] = [
@@ -43,11 +62,23 @@ const LAYOUTS: readonly Layout<string>[] = [
   virtioNet.VIRTIO_NET_HDR_MRG_RXBUF,
   vhostUser.VHOST_VRING_STATE,
   vhostUser.VHOST_VRING_ADDR,
+  vhostUser.VHOST_IOTLB_MESSAGE,
   { ...vhostUser.VHOST_MEMORY_REGION, name: 'vhost_memory_region' },
+  userfaultfd.UFFDIO_API_ARG,
+  userfaultfd.UFFDIO_RANGE_ARG,
+  userfaultfd.UFFDIO_REGISTER_ARG,
+  userfaultfd.UFFDIO_COPY_ARG,
+  userfaultfd.UFFD_MSG,
   SOCKADDR_UN,
   IOVEC,
   MSGHDR,
   CMSGHDR,
+  ip.ETHHDR,
+  ip.IPHDR,
+  ip.IPV6HDR,
+  ip.IPV6_OPT_HDR,
+  ip.TCPHDR,
+  ip.UDPHDR,
 ];
 
 /** Constants of a TypeScript module or source text, by name. */
@@ -78,6 +109,7 @@ test('struct layouts are those of the C headers', { skip }, () => {
   for (const { name, size, off } of LAYOUTS) {
     ours.set(`sizeof(struct ${name})`, BigInt(size));
     for (const [field, at] of Object.entries(off)) {
+      if (BIT_FIELDS[name]?.includes(field)) continue;
       ours.set(`offsetof(struct ${name}, ${FIELD_IN_C[name]?.[field] ?? field})`, BigInt(at));
     }
   }
@@ -87,10 +119,13 @@ test('struct layouts are those of the C headers', { skip }, () => {
 
 test('constants are those of the C headers', { skip }, () => {
   const ours: Constants = new Map([
+    ...exportedConstants(virtio),
     ...exportedConstants(virtioRing),
     ...exportedConstants(virtio),
     ...exportedConstants(virtioNet),
     ...exportedConstants(vhostUser),
+    ...exportedConstants(ip),
+    ...exportedConstants(userfaultfd),
     ...sysConstants(),
   ]);
   ours.delete('VHOST_VRING_F_LOG'); // the header has the bit's number, the protocol its value: below
@@ -107,7 +142,18 @@ test('constants are those of the C headers', { skip }, () => {
   ]) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }
-  for (const name of ['SCM_RIGHTS', 'MSG_CTRUNC', 'MFD_ALLOW_SEALING', 'MAP_FIXED', 'EFD_NONBLOCK', 'EPOLLET']) {
+  for (const name of ['VHOST_IOTLB_INVALIDATE', 'VHOST_ACCESS_RW', 'SO_DOMAIN', 'MSG_DONTWAIT']) {
+    assert.ok(compared.includes(name), `${name} was not compared`);
+  }
+  for (const name of [
+    'SCM_RIGHTS',
+    'MSG_CTRUNC',
+    'MFD_ALLOW_SEALING',
+    'MAP_FIXED',
+    'EFD_NONBLOCK',
+    'EPOLLET',
+    'UFFDIO_COPY',
+  ]) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }
 });

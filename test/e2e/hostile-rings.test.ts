@@ -13,7 +13,7 @@ import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
 import { FrontEnd } from '../../src/vhost-user/front-end.ts';
 import { FAULTS } from '../../src/virtqueue/fault.ts';
-import { writeDescriptor } from '../../src/virtqueue/split-driver.ts';
+import { asSplit, writeDescriptor } from '../../src/virtqueue/split-driver.ts';
 import { SwitchProcess } from './switch-process.ts';
 import { Conversation, connectGuest, FEEDER, frame, macOf, whileFed } from './traffic.ts';
 
@@ -45,11 +45,14 @@ describe('rings and eventfds that are hostile', { timeout: 180_000 }, () => {
     (addr: number, len: number, more: number, next = 0): Poison =>
     (ring, way) => {
       describe0(ring, 0, addr, len, way ^ more, next);
-      ring.driver.offer(0);
+      asSplit(ring.driver).offer(0);
     };
   const poisons: Record<string, Poison> = {
-    avail_jump: ({ driver }) => driver.forceAvailIdx(driver.availIdx + driver.size + 1),
-    head_range: ({ driver }) => driver.offer(0xffff),
+    avail_jump: (ring) => {
+      const driver = asSplit(ring.driver);
+      driver.forceAvailIdx(driver.availIdx + driver.size + 1);
+    },
+    head_range: ({ driver }) => asSplit(driver).offer(0xffff),
     desc_range: single(GUEST_ADDR, 64, VRING_DESC_F_NEXT, 256),
     chain_loop: single(GUEST_ADDR, 64, VRING_DESC_F_NEXT, 0),
     address: single(0x1234_0000_0000, 1514, 0),
@@ -154,7 +157,7 @@ describe('rings and eventfds that are hostile', { timeout: 180_000 }, () => {
     fillAndBlock(errFd);
     const mark = running.mark;
     const { driver, kickFd } = victim.ring(1);
-    driver.offer(0xffff);
+    asSplit(driver).offer(0xffff);
     driver.publish();
     signal(kickFd);
     await running.line(/vring 1 stopped: the avail ring names a descriptor beyond the table|eventfd is full/, mark);

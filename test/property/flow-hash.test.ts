@@ -1,13 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
+import type { WindowViews } from '../../src/mem/window.ts';
 import { flowHash } from '../../src/port/flow-hash.ts';
 import { Burst } from '../../src/virtio-net/burst.ts';
 import { Dice } from '../kit/naive-driver.ts';
 import { Ram } from '../kit/ram.ts';
 
 const ram = new Ram();
-const windows = [];
+const windows: WindowViews[] = [];
 windows[ram.handle.id] = ram.views;
 const at = ram.alloc(65536);
 const burst = new Burst(new ArrayBuffer(65536));

@@ -1,6 +1,6 @@
 /** A device's side of a split ring written down from the specification, slow and plain: what drivers are tested against. */
 import type { WindowViews } from '../../src/mem/window.ts';
-import type { SplitPlace } from '../../src/virtqueue/split-driver.ts';
+import type { RingPlace } from '../../src/virtqueue/driver-ring.ts';
 
 export interface SeenSegment {
   addr: number;
@@ -18,11 +18,11 @@ export class NaiveSplitDevice {
   avail: number;
   used: number;
   readonly #dv: DataView;
-  readonly #place: SplitPlace;
+  readonly #place: RingPlace;
   readonly #size: number;
   readonly #base: number;
 
-  constructor(views: WindowViews, place: SplitPlace, size: number, { start = 0, base = 0 } = {}) {
+  constructor(views: WindowViews, place: RingPlace, size: number, { start = 0, base = 0 } = {}) {
     this.#dv = views.dv;
     this.#place = place;
     this.#size = size;

@@ -17,6 +17,7 @@ import { BURST_SIZE, FRONT_WORDS } from '../../src/virtio-net/burst.ts';
 import { completeBurst, dequeueBurst } from '../../src/virtio-net/dequeue.ts';
 import { Enqueuer } from '../../src/virtio-net/enqueue.ts';
 import { NetVring } from '../../src/virtio-net/net-vring.ts';
+import { OffloadStage } from '../../src/virtio-net/offload-stage.ts';
 import { completePlain, fillPlain, takePlain } from '../../src/virtio-net/plain.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
 import { PackedRing } from '../../src/virtqueue/packed-ring.ts';
@@ -251,7 +252,7 @@ const apart = ({ descriptors, heads, ...spec }: RingSpec): RingSpec => ({
 });
 
 /** With memory somewhere that may not be written, no packet goes the plain way. */
-const READ_ONLY: Chunk = { guestAddr: 2 ** 52, reach: 4096, window: srcWindow.id, windowOff: 0, readOnly: true };
+const READ_ONLY: Chunk = { guestAddr: 2 ** 52, reach: 4096, window: srcWindow.id, windowOff: 0, writable: false };
 /** The ring's descriptors, and a hash of all its memory. */
 const ringBytes = ({ u8 }: WindowViews) => [
   Buffer.from(u8.slice(DESC_OFF, DESC_OFF + 16 * 128))
@@ -339,7 +340,7 @@ for (const format of FORMATS)
                 burst.front[FRONT_WORDS * i + word] = srcWindow.dv.getInt32(BUFFERS_OFF + off + 4 * word, true);
             }
             burst.first[packets.length] = burst.segments.count;
-            const enqueuer = new Enqueuer(stage, windows);
+            const enqueuer = new Enqueuer(stage, new OffloadStage(srcWindow, END_OFF, 2 ** 20), windows);
             const list = Int32Array.from(packets, (_, i) => packets.length - 1 - i);
             const results = Array.from({ length: calls }, () => [
               enqueuer.enqueue(net, list, 0, list.length),

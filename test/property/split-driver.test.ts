@@ -2,7 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { openWindow, WindowPool } from '../../src/mem/window.ts';
-import { type Segment, SplitDriver, splitLayout } from '../../src/virtqueue/split-driver.ts';
+import type { Segment } from '../../src/virtqueue/driver-ring.ts';
+import { SplitDriver, splitLayout } from '../../src/virtqueue/split-driver.ts';
 import { NaiveSplitDevice, passes, type SeenChain } from './naive-split-device.ts';
 
 const RING_OFF = 65536;

@@ -8,13 +8,26 @@ import { join } from 'node:path';
 import { after } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createEventfd } from '../../src/sys/eventfd.ts';
+import { check, libc } from '../../src/sys/libc.ts';
 import { createMemfd } from '../../src/sys/memory.ts';
-import { AGAIN, acceptUnix, bindUnix, connectUnix, receive, send, startListening } from '../../src/sys/unix-socket.ts';
+import {
+  AGAIN,
+  acceptUnix,
+  bindUnix,
+  connectUnix,
+  receive,
+  send,
+  startListening,
+  unixPair,
+} from '../../src/sys/unix-socket.ts';
+import { VhostUserClient, type VhostUserClientOptions } from '../../src/vhost-user/client.ts';
 import type { LogLevel } from '../../src/vhost-user/limited-log.ts';
 import { VhostUserServer, type VhostUserServerOptions } from '../../src/vhost-user/server.ts';
 import { FakeDevice } from './fake-device.ts';
 
 const PATIENCE_MS = 5000;
+const O_CLOEXEC = 0o2000000;
+const pipe2 = libc.func('pipe2', 'int', ['void *', 'int']);
 
 /** What a failed test leaves open: closed at the end of the file, which would otherwise never come. */
 const leftOpen = new Set<{ close(): unknown }>();
@@ -50,6 +63,19 @@ export class FdBox {
 
   eventfd = () => this.#keep(createEventfd());
   memfd = (len = 0x1000) => this.#keep(createMemfd('test', len));
+  memfds = (n: number) => Array.from({ length: n }, () => this.memfd());
+  file = (path: string) => this.#keep(openSync(path, 'w+'));
+  /** Both ends of a pipe: reading, writing. */
+  pipe(): [number, number] {
+    const fds = new Int32Array(2);
+    check(pipe2(fds, O_CLOEXEC), 'pipe2');
+    return [this.#keep(fds[0]), this.#keep(fds[1])];
+  }
+  /** Both ends of a Unix stream socket. */
+  pair(): [number, number] {
+    const [a, b] = unixPair();
+    return [this.#keep(a), this.#keep(b)];
+  }
   devNull = () => this.#keep(openSync('/dev/null', 'r+'));
   socket = (path: string) => this.#keep(connectUnix(path));
   many = (n: number) => Array.from({ length: n }, () => this.eventfd());
@@ -187,33 +213,72 @@ export class TestServer {
   }
 }
 
-/** A listening socket that accepts by hand, to play a back end. */
+/** A client with recording devices and a recorded log. */
+export class TestClient {
+  readonly devices: FakeDevice[] = [];
+  readonly lines: string[] = [];
+  readonly client: VhostUserClient;
+
+  constructor(path: string, options: Partial<VhostUserClientOptions> = {}) {
+    this.client = new VhostUserClient({
+      path,
+      log: (level: LogLevel, text: string) => this.lines.push(`${level} ${text}`),
+      createDevice: (info) => {
+        const device = new FakeDevice();
+        info.name = `device ${this.devices.length}`;
+        this.devices.push(device);
+        return device;
+      },
+      retryMs: [5, 20],
+      ...options,
+    });
+    leftOpen.add(this);
+  }
+
+  async close(): Promise<void> {
+    leftOpen.delete(this);
+    await this.client.close();
+  }
+}
+
+/** A listening socket that accepts by hand, to play a back end, or a front end that listens. */
 export class RawServer {
-  readonly dir = new TempDir();
-  readonly path = this.dir.path('s');
-  readonly #fd = bindUnix(this.path);
+  readonly path: string;
+  readonly #dir: TempDir | undefined;
+  readonly #fd: number;
   readonly #peers: RawPeer[] = [];
 
-  constructor() {
+  /** Listens on `path`, which stays when it is closed, as after a crash; or in a folder of its own, removed then. */
+  constructor(path?: string) {
+    this.#dir = path === undefined ? new TempDir() : undefined;
+    this.path = path ?? (this.#dir as TempDir).path('s');
+    this.#fd = bindUnix(this.path);
     startListening(this.#fd, 8);
     leftOpen.add(this);
   }
 
-  async accept(): Promise<RawPeer> {
-    let fd: number | undefined;
-    await until(() => {
-      fd = acceptUnix(this.#fd);
-      return fd !== undefined;
-    }, 'someone connects');
-    const peer = new RawPeer(fd as number);
+  /** The next connection that is there already, if any. */
+  acceptNow(): RawPeer | undefined {
+    const fd = acceptUnix(this.#fd);
+    if (fd === undefined) return undefined;
+    const peer = new RawPeer(fd);
     this.#peers.push(peer);
     return peer;
+  }
+
+  async accept(): Promise<RawPeer> {
+    let peer: RawPeer | undefined;
+    await until(() => {
+      peer = this.acceptNow();
+      return peer !== undefined;
+    }, 'someone connects');
+    return peer as RawPeer;
   }
 
   close(): void {
     leftOpen.delete(this);
     for (const peer of this.#peers) peer.close();
     closeSync(this.#fd);
-    this.dir.remove();
+    this.#dir?.remove();
   }
 }

@@ -6,17 +6,17 @@ import type { ConfigError } from '../../src/errors.ts';
 const eal = (...args: string[]) => parseCommandLine([...args, '--']);
 const fails = (code: ConfigError['code'], message: RegExp, ...args: string[]) =>
   assert.throws(() => eal(...args), { code, message });
-/** Lcores and CPUs of the main thread and of the polling one, in one line. */
+/** Lcores and CPUs of the main thread and of the polling ones, in one line. */
 const cores = (...args: string[]) => {
-  const { main, worker } = eal(...args).cores!;
-  return [main, worker].map(({ lcore, cpus }) => `${lcore}@${cpus}`).join(' ');
+  const { main, workers } = eal(...args).cores!;
+  return [main, ...workers].map(({ lcore, cpus }) => `${lcore}@${cpus}`).join(' ');
 };
 
 test('EAL: without core options the caller chooses the cores', () => {
   assert.equal('cores' in eal(), false);
 });
 
-test('EAL: the lowest lcore is the main one and the next polls', () => {
+test('EAL: the lowest lcore is the main one and the others poll', () => {
   for (const args of [
     ['-c', '6'],
     ['-c0x6'],
@@ -36,20 +36,20 @@ test('EAL: one core alone is enough and polls as well', () => {
   assert.equal(cores('--lcores', '0@5', '--main-lcore', '0'), '0@5 0@5');
 });
 
-test('EAL: --main-lcore moves the main thread, and the lowest of the others polls', () => {
+test('EAL: --main-lcore moves the main thread, and the others poll', () => {
   assert.equal(cores('-l', '1-2', '--main-lcore', '2'), '2@2 1@1');
   fails('CONFIG_CONFLICT', /^--main-lcore 4: not one of the lcores of -l 0-3$/, '-l', '0-3', '--main-lcore', '4');
   fails('CONFIG_INVALID_VALUE', /0\.\.1023/, '-l', '0-3', '--main-lcore', '1024');
   assert.deepEqual(eal('--main-lcore', '1').notes, ['--main-lcore 1: no effect without -c, -l or --lcores']);
 });
 
-test('EAL: more workers than this version uses are accepted and said', () => {
-  assert.equal(cores('-c', 'f'), '0@0 1@1');
-  assert.deepEqual(eal('-c', 'f').notes, ['-c f: this version polls on one lcore, 1; not used: 2, 3']);
+test('EAL: every lcore but the main one polls', () => {
+  assert.equal(cores('-c', 'f'), '0@0 1@1 2@2 3@3');
+  assert.deepEqual(eal('-c', 'f').notes, []);
 });
 
 test('EAL: --lcores maps lcores to CPUs as in DPDK', () => {
-  assert.equal(cores('--lcores', '0@1,(2-3)@(4,6)'), '0@1 2@4,6');
+  assert.equal(cores('--lcores', '0@1,(2-3)@(4,6)'), '0@1 2@4,6 3@4,6');
   const map = '1,2@(5-7),(3-5)@(0,2),(0,6),7-8';
   const expected = ['0,6', '1', '5,6,7', '0,2', '0,2', '0,2', '0,6', '7', '8'];
   expected.forEach((cpus, lcore) => {

@@ -16,8 +16,15 @@ const DEFAULTS = {
   ignored: [],
   notes: [],
   sockets: ['vhost-net'],
+  client: false,
   vm2vm: 1,
   mergeable: false,
+  txCsum: true,
+  tso: false,
+  iommu: false,
+  configSpace: false,
+  postcopy: false,
+  queues: 128,
   learning: 'dynamic',
   poll: 'adaptive',
   statsSeconds: 0,
@@ -41,8 +48,8 @@ test("command line: the document's own lines are understood, and refused for the
     const parsed = parseCommandLine(words(line.replace('-p 0x1 ', '')));
     assert.deepEqual(parsed.sockets, ['usvhost']);
     assert.deepEqual(parsed.ignored, ['-n 4', '--huge-dir /', 'mnt/huge']);
-    assert.deepEqual([parsed.cores?.main.lcore, parsed.cores?.worker.lcore], [0, 1]);
-    assert.equal(parsed.notes.length, line.includes('--dev-index') ? 2 : 1);
+    assert.deepEqual([parsed.cores?.main.lcore, parsed.cores?.workers[0].lcore], [0, 1]);
+    assert.equal(parsed.notes.length, line.includes('--dev-index') ? 1 : 0);
   }
 });
 
@@ -65,7 +72,7 @@ test("command line: the document's parameters take the values the document lists
 test('command line: without -- the options of both kinds may be mixed', () => {
   const parsed = parseCommandLine(words('--socket-file a -l 0-1 --stat 5 -n 4'));
   assert.deepEqual(
-    [parsed.sockets, parsed.statsSeconds, parsed.cores?.worker.lcore, parsed.ignored],
+    [parsed.sockets, parsed.statsSeconds, parsed.cores?.workers[0].lcore, parsed.ignored],
     [['a'], 5, 1, ['-n 4']],
   );
   assert.throws(() => parseCommandLine(['--socket', 'a']), {
@@ -113,6 +120,34 @@ test('switch options: sockets come from --socket-file, and from --dev-basename w
   assert.deepEqual(app('--socket-file', 'ü'.repeat(53)).sockets, ['ü'.repeat(53)]);
   for (const path of ['', 'a'.repeat(108), 'ü'.repeat(54)])
     fails('CONFIG_INVALID_VALUE', /1 to 107 bytes/, '--socket-file', path);
+});
+
+test('switch options: a client connects to the sockets of --socket-file', () => {
+  const parsed = app(...words('--client --socket-file a --socket-file b'));
+  assert.deepEqual([parsed.client, parsed.sockets], [true, ['a', 'b']]);
+  assert.equal(app(...words('--socket-file a')).client, false);
+  fails(
+    'CONFIG_CONFLICT',
+    /^--client: needs a socket to connect to; give --socket-file, once for each guest$/,
+    '--client',
+  );
+});
+
+test('switch options: a client creates no socket to name, or to give permissions and owners to', () => {
+  for (const own of ['--dev-basename b', '--socket-mode 600', '--socket-owner 1', '--socket-group 1']) {
+    const [name] = words(own);
+    const message = RegExp(
+      `^${name}: not with --client, which creates no socket; it connects to those of --socket-file$`,
+    );
+    fails('CONFIG_CONFLICT', message, ...words(`${own} --socket-file a --client`));
+    app(...words(`${own} --socket-file a`));
+  }
+});
+
+test('switch options: a client has a device for each of its sockets', () => {
+  const three = '--client --socket-file a --socket-file b --socket-file c --max-devices';
+  fails('CONFIG_CONFLICT', /^--client: 3 sockets with a device each, but --max-devices 2;/, ...words(`${three} 2`));
+  assert.equal(app(...words(`${three} 3`)).sockets.length, 3);
 });
 
 test('switch options: the index of a device names the character device only', () => {
@@ -187,6 +222,13 @@ test('switch options: a portmask has one port', () => {
   fails('CONFIG_INVALID_VALUE', /^-p: 2 ports are enabled, but only 1 port can be enabled$/, '-p', '0x3');
 });
 
+test('switch options: segmentation follows mergeable buffers, and needs checksums', () => {
+  assert.equal(app('--mergeable', '1').tso, true);
+  assert.equal(app(...words('--mergeable 1 --tso 0')).tso, false);
+  assert.equal(app(...words('--mergeable 1 --tx-csum 0')).tso, false);
+  fails('CONFIG_CONFLICT', /^--tso 1: .*use --tx-csum 1/, ...words('--tso 1 --tx-csum 0'));
+});
+
 test('switch options: zero copy contradicts software switching and mergeable buffers', () => {
   fails('CONFIG_CONFLICT', /^--zero-copy 1: .*use --vm2vm 2 \(hardware\) or --vm2vm 0/, '--zero-copy', '1');
   fails('CONFIG_CONFLICT', /^--zero-copy 1: .*use --mergeable 0/, ...words('--zero-copy 1 --vm2vm 0 --mergeable 1'));
@@ -205,9 +247,6 @@ const REFUSALS: Readonly<Record<string, string>> = {
     'uplink ports are not in this version yet, and hardware switching needs one; use --vm2vm 1 (software) or --vm2vm 0 (off)',
   '--vlan-strip 0':
     'uplink ports are not in this version yet, and only their frames carry the tags; leave --vlan-strip out',
-  '--client': 'client mode is not in this version yet; leave --client out and let QEMU connect (server=off)',
-  '--tx-csum 1': 'offloads are not in this version yet; leave --tx-csum out',
-  '--tso 1': 'offloads are not in this version yet; leave --tso out',
   '--dmas [txd0@00:04.0,rxd0@00:04.2]':
     'copying by DMA devices is not in this version yet; leave --dmas out, the CPU copies',
 };
@@ -248,9 +287,16 @@ test('switch options: options without effect are accepted with a note', () => {
 });
 
 /** A result field with the option that sets it and the values it may have, written as text by `write`. */
+const bit = (on: boolean) => (on ? '1' : '0');
 const FIELDS: Readonly<Record<string, readonly [string, fc.Arbitrary<unknown>, ((value: never) => string)?]>> = {
   vm2vm: ['--vm2vm', fc.constantFrom(0, 1)],
-  mergeable: ['--mergeable', fc.boolean(), (on: boolean) => (on ? '1' : '0')],
+  mergeable: ['--mergeable', fc.boolean(), bit],
+  txCsum: ['--tx-csum', fc.boolean(), bit],
+  tso: ['--tso', fc.boolean(), bit],
+  iommu: ['--iommu', fc.boolean(), bit],
+  configSpace: ['--config-space', fc.boolean(), bit],
+  postcopy: ['--postcopy', fc.boolean(), bit],
+  queues: ['--queues', fc.integer({ min: 1, max: 128 })],
   learning: ['--learning', fc.constantFrom('dynamic', 'first')],
   poll: ['--poll', fc.constantFrom('adaptive', 'busy')],
   statsSeconds: ['--stats', fc.nat()],
@@ -279,7 +325,9 @@ test('command line: any set of options, written out and parsed, gives the same v
       });
       const paths = (settings.sockets ?? []) as string[];
       fc.pre(new Set(paths.map((path) => path.replace(/\/+/g, '/'))).size === paths.length);
-      assert.deepEqual(parseCommandLine(dashes ? ['--', ...args] : args), { ...DEFAULTS, ...settings });
+      fc.pre(settings.tso !== true || settings.txCsum !== false);
+      const tso = settings.tso ?? (settings.mergeable === true && settings.txCsum !== false);
+      assert.deepEqual(parseCommandLine(dashes ? ['--', ...args] : args), { ...DEFAULTS, ...settings, tso });
     }),
   );
 });

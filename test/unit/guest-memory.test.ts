@@ -90,6 +90,60 @@ test('guest memory: placeOf finds rings by the front end’s addresses, and only
   memory.clear();
 });
 
+test('guest memory: rings are found by guest addresses where that is what they are', () => {
+  const memory = new GuestMemory(pool);
+  memory.add(region(0x10_0000, MIB, 0x240), 0, 'SET_MEM_TABLE');
+  assert.deepEqual(memory.placeOf(0x10_0040, 64, 'guest'), memory.placeOf(FRONTEND + 0x10_0040, 64));
+  assert.equal(memory.placeOf(FRONTEND + 0x10_0040, 64, 'guest'), undefined);
+  assert.equal(memory.placeOf(0x1f_fffc, 8, 'guest'), undefined);
+  assert.deepEqual([memory.regionAt(0x10_0000, 'guest'), memory.regionAt(0x10_0000)], [0, -1]);
+  assert.equal(memory.guestEnd, 0x20_0000);
+  memory.clear();
+  assert.equal(memory.guestEnd, 0);
+});
+
+test('guest memory: a range is told piece by piece, also where it goes on in the next region or window', () => {
+  const memory = new GuestMemory(pool);
+  memory.add(region(0x10_0000, MIB, 0x1000), 0, 'SET_MEM_TABLE');
+  memory.add(region(0x20_0000, 5 * GIB), 1, 'SET_MEM_TABLE');
+  const addr = FRONTEND + 0x10_8000;
+  const len = 5 * GIB;
+  const pieces = memory.piecesOf(addr, len)!;
+  assert.equal(
+    pieces.reduce((sum, { size }) => sum + size, 0),
+    len,
+  );
+  let at = addr;
+  for (const { window, off, size, reach } of pieces) {
+    assert.deepEqual(memory.placeOf(at, size), { window, off });
+    assert.ok(reach >= size && at + reach <= addr + len);
+    assert.deepEqual(memory.placeOf(at, reach), { window, off }, 'all that it reaches is there');
+    at += size;
+  }
+  assert.deepEqual(memory.piecesOf(0x10_8000, len, 'guest'), pieces);
+  assert.deepEqual(memory.piecesOf(addr, 0), []);
+  assert.equal(memory.piecesOf(addr, 6 * GIB), undefined);
+  assert.equal(memory.piecesOf(FRONTEND, MIB), undefined);
+  memory.clear();
+});
+
+test('guest memory: it tells where in this process each region is mapped, and in how many ranges', () => {
+  const memory = new GuestMemory(pool);
+  const odd = region(0x10_0000, MIB, 0x1238);
+  mark(odd.fd, [0x1238]);
+  memory.add(odd, 0, 'SET_MEM_TABLE');
+  memory.add(region(0x20_0000, 3 * GIB), 1, 'SET_MEM_TABLE');
+  const [first, second] = memory.ranges;
+  assert.deepEqual([first.length, first[0].size, second.length], [1, MIB + 0x1000, 2]);
+  assert.equal(memory.firstBytes[0], first[0].address + 0x238n);
+  assert.equal(memory.firstBytes[1], second[0].address);
+  const [{ window, off }] = memory.guestPieces;
+  const handle = memory.windows.find(({ id }) => id === window)!;
+  assert.equal(handle.address + BigInt(off), memory.firstBytes[0]);
+  assert.equal(openWindow(handle).dv.getUint32(off, true), markOf(0x1238));
+  memory.clear();
+});
+
 for (const base of [0, TWO_32, 2 ** 46, TWO_32 - 2 * GIB + 0x7000])
   test(`guest memory: 5 GiB from 0x${base.toString(16)} on spread over windows, and no frame straddles`, () => {
     const size = 5 * GIB;

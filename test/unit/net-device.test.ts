@@ -1,286 +1,190 @@
 import assert from 'node:assert/strict';
-import { readFileSync } from 'node:fs';
+import { closeSync, readSync, writeSync } from 'node:fs';
 import { test } from 'node:test';
-import fc from 'fast-check';
-import { createEventfd } from '../../src/sys/eventfd.ts';
+import { createPipe } from '../../src/sys/pipe.ts';
 import {
-  featureMask,
-  VIRTIO_F_VERSION_1,
-  VIRTIO_RING_F_EVENT_IDX,
-  VIRTIO_RING_F_INDIRECT_DESC,
-} from '../../src/uapi/virtio.ts';
-import { VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
-import { NO_FD } from '../../src/vhost/vhost-device.ts';
-import type { NetDevice } from '../../src/virtio-net/net-device.ts';
-import { addresses, DeviceBench, FRONTEND, MIB, MODERN, NUM, openFds, region } from '../kit/device-bench.ts';
+  VHOST_USER_PROTOCOL_F_DEVICE_STATE,
+  VHOST_USER_PROTOCOL_F_MTU,
+  VHOST_USER_PROTOCOL_F_PAGEFAULT,
+  VHOST_USER_PROTOCOL_F_RARP,
+} from '../../src/uapi/vhost-user.ts';
+import { hasFeature, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
+import type { VirtioDevice } from '../../src/vhost/virtio-device.ts';
+import { DeviceBench, leakless, MODERN } from '../kit/device-bench.ts';
 
+const MAC = Uint8Array.of(0x52, 0x54, 0, 0x12, 0x34, 0x56);
 const refuses = (call: Promise<unknown>, code: string, message: RegExp) => assert.rejects(call, { code, message });
 
-test('net device: whatever the order of the requests, both vrings end up running with what was asked', async () => {
-  const before = openFds();
-  type Step = (device: NetDevice) => Promise<void>;
-  const common: Step[] = [(d) => d.setFeatures(MODERN, true), (d) => d.setMemory([region(0)])];
-  const ofVring = (vring: number): Step[] => [
-    (d) => d.setVringNum(vring, NUM),
-    (d) => d.setVringBase(vring, 7),
-    (d) => d.setVringAddr(vring, addresses(vring)),
-    (d) => d.setVringKick(vring, createEventfd()),
-    (d) => d.setVringCall(vring, createEventfd()),
-    (d) => d.setVringErr(vring, createEventfd()),
-    (d) => d.setVringEnable(vring, true),
-  ];
-  const all = [...common, ...ofVring(0), ...ofVring(1)];
-  await fc.assert(
-    fc.asyncProperty(
-      fc.shuffledSubarray(all, { minLength: all.length }),
-      fc.array(fc.constantFrom(...all), { maxLength: 3 }),
-      async (steps, again) => {
-        const { device, datapath, told } = new DeviceBench();
-        for (const step of [...steps, ...again]) await step(device);
-        for (const vring of [0, 1]) {
-          const { config, enabled, callFd } = datapath.running[vring]!;
-          const base = datapath.chunks[0].windowOff + 0x10000 * (vring + 1);
-          assert.equal(enabled, true);
-          assert.ok(callFd !== NO_FD && config.errFd !== NO_FD && config.ring.kickFd !== NO_FD);
-          const offs = [config.ring.desc, config.ring.avail, config.ring.used].map(({ off }) => off - base);
-          assert.deepEqual([config.ring.num, ...offs, config.ring.headerLen], [NUM, 0, 0x4000, 0x8000, 12]);
-        }
-        const count = (what: string) => told.filter((word) => word === what).length;
-        assert.equal(count('ready'), count('stopped') + 1);
-        await device.destroy();
-        assert.equal(openFds(), before);
-      },
-    ),
-    { numRuns: 60 },
-  );
+/** The numbers of the bits set. */
+const bitsOf = (features: bigint) =>
+  Array.from({ length: 64 }, (_, bit) => bit).filter((bit) => hasFeature(features, bit));
+const offered = (options: Parameters<typeof DeviceBench.net>[0]) =>
+  bitsOf(DeviceBench.net(options).device.offeredFeatures);
+
+test('net device: what it offers, by its options', () => {
+  // GUEST_ANNOUNCE and MTU; LOG_ALL, ANY_LAYOUT, INDIRECT_DESC, EVENT_IDX, VERSION_1, RING_PACKED, IN_ORDER, ORDER_PLATFORM,
+  // NOTIFICATION_DATA, RING_RESET
+  const always = [3, 21, 26, 27, 28, 29, 32, 34, 35, 36, 38, 40];
+  const sorted = (...bits: number[]) => [...always, ...bits].sort((a, b) => a - b);
+  assert.deepEqual(offered({ mergeable: false }), always);
+  assert.deepEqual(offered({ mergeable: true }), sorted(15));
+  assert.deepEqual(offered({ mergeable: false, pairs: 2 }), sorted(22));
+  assert.deepEqual(offered({ mergeable: false, iommu: true }), sorted(33));
+  assert.deepEqual(offered({ mergeable: false, mac: MAC }), sorted(5));
+  assert.deepEqual(offered({ mergeable: false, txCsum: true }), sorted(0, 1));
+  const segmentation = [0, 1, 6, 7, 8, 9, 10, 11, 12, 13, 14, 54, 55, 56];
+  assert.deepEqual(offered({ mergeable: false, tso: true }), sorted(...segmentation), 'which needs checksums');
+  assert.deepEqual(offered({ mergeable: false, tso: true, txCsum: true }), sorted(...segmentation));
 });
 
-test('net device: the features accepted decide header, mergeable buffers, event index and indirect tables', async () => {
-  for (const [bits, expected] of [
-    [[], [10, false, false, false]],
-    [[VIRTIO_F_VERSION_1], [12, false, false, false]],
-    [[VIRTIO_NET_F_MRG_RXBUF], [12, true, false, false]],
-    [[VIRTIO_RING_F_EVENT_IDX], [10, false, true, false]],
-    [
-      [VIRTIO_RING_F_INDIRECT_DESC, VIRTIO_F_VERSION_1],
-      [12, false, false, true],
-    ],
-  ] as const) {
-    const { device, datapath } = await new DeviceBench().setUp([region(0)], featureMask(...bits));
-    const { headerLen, mergeable, eventIdx, indirect } = datapath.running[0]!.config.ring;
-    assert.deepEqual([headerLen, mergeable, eventIdx, indirect], expected);
+test('net device: protocol features of a network device', () => {
+  const { protocolFeatures } = DeviceBench.net().device;
+  for (const bit of [VHOST_USER_PROTOCOL_F_RARP, VHOST_USER_PROTOCOL_F_MTU, VHOST_USER_PROTOCOL_F_DEVICE_STATE])
+    assert.ok(hasFeature(protocolFeatures, bit), `bit ${bit}`);
+  assert.ok(!hasFeature(protocolFeatures, VHOST_USER_PROTOCOL_F_PAGEFAULT));
+});
+
+test('net device: pairs are two vrings each, and the first makes it ready', () =>
+  leakless(async () => {
+    const bench = DeviceBench.net({ pairs: 3 });
+    assert.deepEqual([bench.device.maxVrings, bench.device.queueNum], [6, 3]);
+    await bench.setUp({ vrings: [2, 3, 1] });
+    assert.deepEqual(bench.told, []);
+    await bench.setUp({ vrings: [0] });
+    assert.deepEqual(bench.told, ['ready']);
+    await bench.device.getVringBase(3, true);
+    assert.deepEqual(bench.told, ['ready']);
+    await bench.device.destroy();
+    assert.deepEqual(bench.told, ['ready', 'stopped', 'destroyed']);
+  }));
+
+test('net device: options out of range are refused', () => {
+  for (const options of [
+    { pairs: 0 },
+    { pairs: 129 },
+    { pairs: 1.5 },
+    { mtu: 67 },
+    { mtu: 65536 },
+    { mac: new Uint8Array(5) },
+  ])
+    assert.throws(() => DeviceBench.net(options), RangeError, JSON.stringify(options));
+  assert.equal(DeviceBench.net({ pairs: 128 }).device.maxVrings, 256);
+});
+
+test('net device: config space as the specification lays it out', () => {
+  const { device } = DeviceBench.net({ pairs: 4, mac: MAC, mtu: 9000, speed: 10_000 });
+  const bytes = [...MAC, 1, 0, 4, 0, 0x28, 0x23, 0x10, 0x27, 0, 0, 1];
+  assert.deepEqual(device.getConfig(0, 17), Uint8Array.from(bytes));
+  assert.deepEqual(device.getConfig(8, 2), Uint8Array.of(4, 0));
+  assert.throws(() => device.getConfig(19, 2), { code: 'BAD_CONFIG', message: /^GET_CONFIG: bytes 19 to 21 of .* 20/ });
+  const plain = DeviceBench.net().device.getConfig(0, 17);
+  assert.deepEqual(plain, Uint8Array.of(0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0xdc, 5, 255, 255, 255, 255, 1));
+});
+
+test('net device: a legacy driver may write its address, a migration everything, nobody else anything', () =>
+  leakless(async () => {
+    const { device } = DeviceBench.net();
+    await device.setConfig(0, MAC, false);
+    assert.deepEqual(device.getConfig(0, 6), MAC);
+    await refuses(
+      device.setConfig(5, Uint8Array.of(1, 2), false),
+      'BAD_CONFIG',
+      /^SET_CONFIG: bytes 5 to 7 .* read-only/,
+    );
+    await device.setConfig(5, Uint8Array.of(1, 2), true);
+    assert.deepEqual(device.getConfig(5, 2), Uint8Array.of(1, 2));
+    await device.setFeatures(MODERN, true);
+    assert.ok(hasFeature(device.features, VIRTIO_F_VERSION_1));
+    await refuses(device.setConfig(0, MAC, false), 'BAD_CONFIG', /read-only/);
     await device.destroy();
-  }
-  assert.equal(new DeviceBench(false).device.offeredFeatures & featureMask(VIRTIO_NET_F_MRG_RXBUF), 0n);
-  assert.notEqual(new DeviceBench(true).device.offeredFeatures & featureMask(VIRTIO_NET_F_MRG_RXBUF), 0n);
-});
+  }));
 
-test('net device: GET_VRING_BASE stops that vring alone, and it starts again with the next kick', async () => {
-  const { device, datapath, told } = await new DeviceBench().setUp();
-  datapath.nextAvail = 4711;
-  const before = openFds();
-  assert.equal(await device.getVringBase(1), 4711);
-  assert.deepEqual(datapath.calls, ['stop 1']);
-  assert.equal(openFds(), before - 1, 'the kick eventfd is closed');
-  await device.setVringNum(1, NUM);
-  await device.setVringAddr(1, addresses(1));
-  assert.equal(datapath.running[1], undefined);
-  assert.equal(await device.getVringBase(1), 4711, 'once more is harmless');
-  await device.setVringKick(1, NO_FD);
-  assert.equal(datapath.running[1]!.config.ring.kickFd, NO_FD);
-  assert.equal(datapath.running[1]!.enabled, true, 'the vring is as enabled as it was');
-  assert.deepEqual(told, ['ready', 'stopped', 'ready']);
-  await device.destroy();
-});
+test('net device: an MTU shows in config space, and one that cannot be is refused', () =>
+  leakless(async () => {
+    const { device } = DeviceBench.net();
+    for (const mtu of [68, 9000, 65535]) {
+      await device.setMtu(mtu);
+      assert.deepEqual(device.getConfig(10, 2), Uint8Array.of(mtu & 0xff, mtu >> 8));
+    }
+    for (const mtu of [0, 67, 65536, 2 ** 40])
+      await refuses(device.setMtu(mtu), 'PROTOCOL_VALUE', new RegExp(`^NET_SET_MTU: MTU ${mtu}, must be 68 to 65535`));
+    await device.destroy();
+  }));
 
-test('net device: SET_VRING_BASE is what GET_VRING_BASE answers for a vring that never ran', async () => {
-  const { device } = new DeviceBench();
-  await device.setVringBase(0, 65535);
-  assert.equal(await device.getVringBase(0), 65535);
-  await refuses(device.setVringBase(1, 65536), 'BAD_VRING', /vring 1: index 65536/);
-});
+test('net device: SEND_RARP sends a reverse ARP request from the guest to all', () =>
+  leakless(async () => {
+    const { device, datapath } = DeviceBench.net();
+    await device.sendRarp(MAC);
+    const hex = `${'ff'.repeat(6)}525400123456${'8035'}${'0001'}${'0800'}${'06'}${'04'}${'0003'}`;
+    const body = `525400123456${'00000000'}525400123456${'00000000'}`;
+    assert.deepEqual(
+      datapath.injected.map((frame) => Buffer.from(frame).toString('hex')),
+      [(hex + body).padEnd(120, '0')],
+    );
+    await device.destroy();
+  }));
 
-test('net device: new memory in mid-run stops the vrings, and starts them in it', async () => {
-  const { device, datapath } = await new DeviceBench().setUp();
-  const before = openFds();
-  await device.setMemory([region(16 * MIB), region(0)]);
-  assert.deepEqual(datapath.calls, ['stop 0', 'stop 1', 'memory', 'start 0', 'start 1']);
-  assert.equal(openFds(), before + 1);
-  datapath.calls.length = 0;
-  await device.setMemory([region(16 * MIB)]);
-  assert.deepEqual(datapath.calls, ['stop 0', 'stop 1', 'memory'], 'vrings without memory wait');
-  await device.setMemory([region(0)]);
-  assert.deepEqual(
-    datapath.running.map((vring) => vring?.enabled),
-    [true, true],
-  );
-  await device.destroy();
-});
+/** What a device saves. */
+async function saved(device: VirtioDevice): Promise<Buffer> {
+  const { readFd, writeFd } = createPipe();
+  await device.transferState('save', 0, writeFd);
+  await device.checkState();
+  const bytes = Buffer.alloc(65536);
+  const n = readSync(readFd, bytes, 0, bytes.length, null);
+  closeSync(readFd);
+  return bytes.subarray(0, n);
+}
 
-test('net device: after memory that was refused the datapath has none, and nothing runs', async () => {
-  const { device, datapath } = await new DeviceBench().setUp();
-  const before = openFds();
-  const short = { ...region(MIB), size: 2 * MIB };
-  await refuses(device.setMemory([region(0), short, region(8 * MIB)]), 'BAD_MEMORY', /region 1 is too short/);
-  assert.equal(openFds(), before - 1, 'the descriptors given and the old one are closed');
-  assert.deepEqual([datapath.chunks, datapath.windows], [[], []]);
-  await device.setVringKick(0, createEventfd());
-  assert.deepEqual(datapath.running, [undefined, undefined]);
-  await device.setMemory([region(0)]);
-  assert.ok(datapath.running.every((vring) => vring !== undefined));
-  await device.destroy();
-});
+async function load(device: VirtioDevice, bytes: Uint8Array): Promise<void> {
+  const { readFd, writeFd } = createPipe();
+  if (bytes.length > 0) writeSync(writeFd, bytes);
+  closeSync(writeFd);
+  await device.transferState('load', 0, readFd);
+  await device.checkState();
+}
 
-test('net device: memory is added and removed while the vrings run', async () => {
-  const { device, datapath } = await new DeviceBench().setUp();
-  await device.addMemory(region(MIB));
-  assert.deepEqual(datapath.calls, ['memory']);
-  const chunk = datapath.chunks[1];
-  assert.equal(datapath.byteAt(chunk), 1);
-  datapath.onMemory = () => assert.equal(datapath.byteAt(chunk), 1, 'memory stays until the lcore has let go of it');
-  const before = openFds();
-  await device.removeMemory(MIB, MIB, FRONTEND + MIB);
-  datapath.onMemory = () => {};
-  assert.deepEqual(datapath.calls, ['memory', 'memory']);
-  assert.equal(datapath.chunks.length, 1);
-  assert.equal(openFds(), before - 1);
-  await refuses(
-    device.removeMemory(MIB, MIB, FRONTEND + MIB),
-    'BAD_MEMORY',
-    /no region at guest address 0x100000 of 1048576/,
-  );
-  await refuses(device.addMemory(region(0, MIB)), 'BAD_MEMORY', /ADD_MEM_REG: guest memory region 1 overlaps/);
-  assert.equal(openFds(), before - 1);
-  assert.equal(device.memoryBytes, MIB);
-  await device.destroy();
-});
+test('net device: MTU, config space and known addresses move with the guest', () =>
+  leakless(async () => {
+    const known = [MAC, Uint8Array.of(2, 0, 0, 0, 0, 9)];
+    const heard: (readonly Uint8Array[])[] = [];
+    const source = DeviceBench.net({ mac: MAC, knownMacs: () => known }).device;
+    const target = DeviceBench.net({ onMacs: (macs) => heard.push(macs) }).device;
+    await source.setMtu(4000);
+    const state = await saved(source);
+    assert.equal(
+      state.toString('hex'),
+      '56534e53' + '0100' + 'a00f' + '525400123456' + '0100' + '0200' + '525400123456' + '020000000009',
+    );
+    await load(target, state);
+    assert.deepEqual(heard, [known]);
+    assert.deepEqual(target.getConfig(0, 12), source.getConfig(0, 12));
+    await load(target, Buffer.concat([state, Buffer.from('what a later version adds')]));
+    assert.equal(heard.length, 2);
+    await source.destroy();
+    await target.destroy();
+  }));
 
-test('net device: a vring whose memory is removed stops, and runs again when it comes back', async () => {
-  const bench = await new DeviceBench().setUp([region(0), region(4 * MIB)]);
-  const { device, datapath, told } = bench;
-  await device.setVringAddr(1, addresses(1, 4 * MIB));
-  datapath.calls.length = 0;
-  await device.removeMemory(4 * MIB, MIB, FRONTEND + 4 * MIB);
-  assert.deepEqual(datapath.calls, ['stop 1', 'memory']);
-  await device.addMemory(region(8 * MIB));
-  assert.deepEqual(bench.runs, [true, false], 'other memory is no reason to fail');
-  await device.addMemory(region(4 * MIB));
-  assert.deepEqual(bench.runs, [true, true]);
-  assert.deepEqual(told.slice(-2), ['stopped', 'ready']);
-  await device.destroy();
-});
-
-test('net device: reset stops everything, forgets everything, and it can be set up anew', async () => {
-  const before = openFds();
-  const bench = await new DeviceBench().setUp();
-  const { device, datapath, told } = bench;
-  await device.reset();
-  assert.deepEqual(datapath.calls, ['stop 0', 'stop 1', 'memory']);
-  assert.equal(openFds(), before);
-  assert.deepEqual([device.features, device.memoryBytes, datapath.chunks.length], [0n, 0, 0]);
-  await device.setMemory([region(0)]);
-  assert.deepEqual(bench.runs, [false, false]);
-  await bench.setUp();
-  assert.deepEqual(bench.runs, [true, true]);
-  assert.deepEqual(told, ['ready', 'stopped', 'ready']);
-  await device.destroy();
-});
-
-test('net device: destroy takes the port out before it unmaps, and closes every descriptor', async () => {
-  const before = openFds();
-  const { device, datapath, told } = await new DeviceBench().setUp([region(0), region(MIB)]);
-  assert.equal(openFds(), before + 2 + 6);
-  await device.destroy();
-  assert.deepEqual(datapath.calls, ['stop 0', 'stop 1', 'removePort']);
-  assert.equal(openFds(), before);
-  assert.deepEqual(told, ['ready', 'stopped', 'destroyed']);
-});
-
-test('net device: ring addresses that are misaligned or outside memory are refused by vring and part', async () => {
-  const bench = await new DeviceBench().setUp();
-  const { device } = bench;
-  const good = addresses(1);
-  for (const [change, message] of [
-    [
-      { descAddr: good.descAddr + 8 },
-      /^SET_VRING_ADDR: vring 1: its descriptor table at 0x7f0000020008 is not aligned to 16 bytes$/,
-    ],
-    [{ availAddr: good.availAddr + 1 }, /vring 1: its avail ring at 0x7f0000024001 is not aligned to 2 bytes/],
-    [{ usedAddr: good.usedAddr + 2 }, /vring 1: its used ring at 0x7f0000028002 is not aligned to 4 bytes/],
-    [{ descAddr: 0 }, /vring 1: its descriptor table at 0x0 lies outside guest memory/],
-    [{ availAddr: FRONTEND + MIB - 4 - 2 * NUM }, /vring 1: its avail ring at .* lies outside guest memory/],
-    [{ usedAddr: FRONTEND + MIB - 4 - 8 * NUM }, /vring 1: its used ring at .* lies outside guest memory/],
-    [{ usedAddr: 2 ** 53 - 4 }, /vring 1: its used ring at 0x1ffffffffffffc lies outside/],
-  ] as const) {
-    await refuses(device.setVringAddr(1, { ...good, ...change }), 'BAD_VRING', message);
-    assert.deepEqual(bench.runs, [true, false]);
-  }
-  await device.setVringAddr(1, { ...good, availAddr: FRONTEND + MIB - 4 - 2 * NUM - 2 });
-  assert.deepEqual(bench.runs, [true, true], 'a ring may end with memory');
-  await device.destroy();
-});
-
-test('net device: a ring size that is no power of two up to 32768 is refused', async () => {
-  const bench = await new DeviceBench().setUp();
-  for (const num of [3, 255, 32769, 65536, 2 ** 32 - 1])
-    await refuses(bench.device.setVringNum(0, num), 'BAD_VRING', new RegExp(`vring 0: ${num} is no power of two`));
-  assert.deepEqual(bench.runs, [true, true], 'and nothing changes');
-  await bench.device.setVringNum(0, 1);
-  assert.equal(bench.datapath.running[0]!.config.ring.num, 1);
-  await bench.device.destroy();
-});
-
-test('net device: memory that the front end has mapped for itself is told from shared memory', async () => {
-  const { device } = new DeviceBench();
-  await device.setMemory([region(0, MIB, false)]);
-  await device.setVringNum(0, NUM);
-  await device.setVringAddr(0, addresses(0));
-  await refuses(
-    device.setVringKick(0, createEventfd()),
-    'PRIVATE_MEMORY',
-    /SET_VRING_KICK: guest memory region 0 is private: .*share=on/,
-  );
-  await device.destroy();
-});
-
-test('net device: a new call eventfd is in use before the old one is closed, and cannot block', async () => {
-  const { device, datapath } = await new DeviceBench().setUp();
-  const before = openFds();
-  const fd = createEventfd();
-  await device.setVringCall(0, fd);
-  assert.deepEqual(datapath.calls, ['call 0']);
-  assert.equal(datapath.running[0]!.callFd, fd);
-  assert.equal(openFds(), before);
-  assert.match(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'), /flags:\s+0[0-7]*4[0-7]{3}\n/);
-  await device.setVringCall(0, NO_FD);
-  assert.equal(datapath.running[0]!.callFd, NO_FD);
-  assert.equal(openFds(), before - 1);
-  await device.destroy();
-});
-
-test('net device: without protocol features rings are enabled with the features, also while they run', async () => {
-  const { device, datapath } = new DeviceBench();
-  await device.setFeatures(MODERN, true);
-  await device.setMemory([region(0)]);
-  for (const vring of [0, 1]) {
-    await device.setVringNum(vring, NUM);
-    await device.setVringAddr(vring, addresses(vring));
-    await device.setVringKick(vring, NO_FD);
-    assert.equal(datapath.running[vring]!.enabled, false, 'with them rings begin disabled');
-  }
-  datapath.calls.length = 0;
-  await device.setFeatures(MODERN, true);
-  assert.deepEqual(datapath.calls, [], 'the same features again change nothing');
-  await device.setFeatures(MODERN, false);
-  assert.deepEqual(
-    datapath.running.map((vring) => vring?.enabled),
-    [true, true],
-  );
-  await device.setFeatures(MODERN, true);
-  assert.deepEqual(
-    datapath.running.map((vring) => vring?.enabled),
-    [true, true],
-    'and none is disabled by them',
-  );
-  await device.destroy();
-});
+test('net device: a state that makes no sense is refused and changes nothing', () =>
+  leakless(async () => {
+    const heard: unknown[] = [];
+    const { device } = DeviceBench.net({ onMacs: (macs) => heard.push(macs) });
+    const good = await saved(device);
+    const before = device.getConfig(0, 20);
+    const changed = (at: number, ...bytes: number[]) => {
+      const copy = Buffer.from(good);
+      copy.set(bytes, at);
+      return copy;
+    };
+    for (const [bytes, message] of [
+      [Buffer.alloc(0), /0 bytes are too few/],
+      [good.subarray(0, 17), /17 bytes are too few/],
+      [changed(0, 0), /no network device’s state/],
+      [changed(4, 0, 0), /version 0 is not understood/],
+      [changed(16, 1), /1 addresses do not fit in 18 bytes/],
+      [changed(16, 0xff, 0xff), /65535 addresses/],
+      [changed(6, 1, 0), /^CHECK_DEVICE_STATE: MTU 1 makes no sense/],
+    ] as const)
+      await refuses(load(device, bytes), 'BAD_STATE', message);
+    assert.deepEqual([heard, device.getConfig(0, 20)], [[], before]);
+    await device.destroy();
+  }));

@@ -1,7 +1,8 @@
 import assert from 'node:assert/strict';
 import { beforeEach, describe, test } from 'node:test';
 import { openWindow, WindowPool } from '../../src/mem/window.ts';
-import { needEvent, type Segment, SplitDriver, splitLayout } from '../../src/virtqueue/split-driver.ts';
+import type { Segment } from '../../src/virtqueue/driver-ring.ts';
+import { needEvent, SplitDriver, splitLayout } from '../../src/virtqueue/split-driver.ts';
 import { NaiveSplitDevice } from '../property/naive-split-device.ts';
 
 const SIZE = 8;
@@ -129,6 +130,84 @@ describe('split driver', () => {
     assert.match(driver.broken ?? '', /used index went from 0 to 2/);
     driver.reset();
     assert.equal(driver.broken, undefined);
+  });
+});
+
+describe('split driver: devices that keep the order', () => {
+  beforeEach(() => {
+    driver = new SplitDriver(views, place, SIZE, true, true);
+    device = new NaiveSplitDevice(views, place, SIZE, { base: TABLE.addr - TABLE.off });
+  });
+
+  test('descriptors are taken in the order of the table, round and round', () => {
+    let next = 0;
+    for (let lap = 0; lap < 20; lap++) {
+      for (const n of [3, 1, 2]) {
+        const head = driver.add(Array.from({ length: n }, (_, i) => buffer(i)));
+        assert.equal(head, next);
+        driver.publish();
+        for (let i = 0; i + 1 < n; i++) {
+          const link = views.dv.getUint16(driver.descriptorOff((head + i) % SIZE) + 14, true);
+          assert.equal(link, (head + i + 1) % SIZE);
+        }
+        next = (next + n) % SIZE;
+        device.use(device.take()?.head ?? assert.fail('nothing is available'), 0);
+        assert.equal(driver.reap(), head);
+      }
+    }
+  });
+
+  test('one used entry gives back all buffers up to the one that it names, and the index tells how many', () => {
+    const ids = [
+      driver.add([buffer(0, true), buffer(1, true)]),
+      driver.add([buffer(2, true)]),
+      driver.add([buffer(3, true)]),
+    ];
+    driver.publish();
+    device.use(ids[1], 9);
+    assert.equal(driver.reap(), -1, 'the index has not come to the one named');
+    assert.match(driver.broken ?? '', /used 2, number 2 in order, and the used index tells of 1/);
+    driver.reset();
+    device = new NaiveSplitDevice(views, place, SIZE);
+    for (const n of [0, 1, 2]) driver.add([buffer(n, true)]);
+    driver.publish();
+    device.used = 1;
+    device.use(0xdead, 0); // entry 1 means nothing
+    views.dv.setUint32(place.usedOff + 4, 1, true);
+    views.dv.setUint32(place.usedOff + 8, 9, true);
+    assert.ok(driver.ready);
+    assert.equal(driver.vringBase, 2);
+    assert.equal(driver.reap(), 0);
+    assert.equal(driver.usedLen, 100, 'a buffer that is not named was filled');
+    assert.ok(driver.ready);
+    assert.equal(driver.reap(), 1);
+    assert.equal(driver.usedLen, 9);
+    assert.ok(!driver.ready);
+    device.use(2, 5);
+    assert.equal(driver.reap(), 2);
+    assert.equal(driver.usedLen, 5);
+    assert.equal(driver.nFree, SIZE);
+  });
+
+  test('200000 buffers pass in batches of any size, each once and in order', () => {
+    let added = 0;
+    let reaped = 0;
+    for (let round = 0; reaped < 200_000; round++) {
+      while (driver.add([buffer(added % 1000, true)]) >= 0) added++;
+      driver.publish();
+      const n = 1 + (round % SIZE);
+      const heads = Array.from({ length: n }, () => device.take()?.head ?? assert.fail('nothing is available'));
+      const entry = place.usedOff + 4 + 8 * (device.used % SIZE);
+      views.dv.setUint32(entry, heads[n - 1], true);
+      views.dv.setUint32(entry + 4, 7, true);
+      device.used = (device.used + n) % 65536;
+      device.forceUsedIdx(device.used);
+      for (let i = 0; i < n; i++, reaped++) {
+        assert.equal(driver.reap(), heads[i]);
+        assert.equal(driver.usedLen, i + 1 < n ? 100 + (reaped % 1000) : 7);
+      }
+      assert.equal(driver.reap(), -1);
+    }
   });
 });
 

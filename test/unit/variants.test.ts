@@ -8,7 +8,12 @@ for (const { name, env, files } of [
   {
     name: 'windows of koffi views: rings and switching do the same without WebAssembly',
     env: { WINDOW_KIND: 'view' },
-    files: ['test/property/rings.test.ts', 'test/unit/hostile-ring.test.ts', ...SWITCHING],
+    files: [
+      'test/property/rings.test.ts',
+      'test/unit/hostile-ring.test.ts',
+      'test/unit/offload-stage.test.ts',
+      ...SWITCHING,
+    ],
   },
   { name: 'packed rings: switching does the same', env: { RING_FORMAT: 'packed' }, files: SWITCHING },
 ])

@@ -1,0 +1,153 @@
+/**
+ * The lcores of one switch together, as the devices have them: what all must know is told to all, what one does to one.
+ *
+ * A transmit queue is polled by one lcore: a device's first by that with the fewest devices, its others by those behind it. Into a
+ * receive queue any lcore delivers, under the ring's lock.
+ */
+import type { WindowPool } from '../mem/window.ts';
+import { addBlock, counterBlock, PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
+import { sharedSwitchState } from '../switch/classify.ts';
+import type { SwitchConfig } from '../switch/switch-config.ts';
+import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { NetDatapath } from '../virtio-net/net-datapath.ts';
+import { isTransmit } from '../virtio-net/net-vring.ts';
+import { sharedRingState } from '../virtqueue/vring.ts';
+import { LcoreThread, type LcoreThreadEvents } from './lcore-thread.ts';
+
+/** An lcore's number, and the CPUs its thread runs on; none for any. */
+export interface LcorePlace {
+  readonly lcore: number;
+  readonly cpus: readonly number[];
+}
+
+export interface LcoreGroupOptions {
+  readonly config: SwitchConfig;
+  readonly poll: 'adaptive' | 'busy';
+  /** at least one */
+  readonly lcores: readonly LcorePlace[];
+  /** each lcore keeps a window of it */
+  readonly pool: WindowPool;
+}
+
+/** What the group knows of a port. */
+interface PortEntry {
+  /** index of the lcore that polls its first transmit queue */
+  readonly home: number;
+  /** its counters (PORT_SLOTS), by lcore */
+  readonly blocks: readonly SharedArrayBuffer[];
+  /** by vring, the counters of it (VRING_SLOTS), by lcore */
+  readonly vrings: (readonly SharedArrayBuffer[])[];
+}
+
+export class LcoreGroup implements NetDatapath {
+  readonly #threads: LcoreThread[] = [];
+  readonly #places: readonly LcorePlace[];
+  readonly #ports = new Map<number, PortEntry>();
+
+  private constructor(places: readonly LcorePlace[]) {
+    this.#places = places;
+  }
+
+  /** Starts the threads; resolves when all poll. Rejects, with nothing left behind, when one cannot be started or pinned. */
+  static async start(options: LcoreGroupOptions, events: LcoreThreadEvents): Promise<LcoreGroup> {
+    const { config, poll, lcores, pool } = options;
+    const group = new LcoreGroup(lcores);
+    const shared = lcores.length > 1 ? sharedSwitchState(config) : undefined;
+    try {
+      for (const { cpus } of lcores) {
+        const bounce = pool.acquire();
+        group.#threads.push(await LcoreThread.start({ config, poll, cpus, bounce, shared }, events));
+      }
+      return group;
+    } catch (error) {
+      await group.stop();
+      throw error;
+    }
+  }
+
+  /** Makes port `port`. @returns the number of the lcore that will poll its first queue */
+  addPort(port: number): { lcore: number; done: Promise<void> } {
+    const home = this.#leastBusy();
+    const blocks = this.#threads.map(() => counterBlock(PORT_SLOTS));
+    this.#ports.set(port, { home, blocks, vrings: [] });
+    const done = Promise.all(this.#threads.map((thread, i) => thread.addPort(port, blocks[i]))).then(() => {});
+    return { lcore: this.#places[home].lcore, done };
+  }
+
+  /** The index of the lcore with the fewest devices, the first of several. */
+  #leastBusy(): number {
+    const devices = this.#threads.map(() => 0);
+    for (const { home } of this.#ports.values()) devices[home]++;
+    return devices.indexOf(Math.min(...devices));
+  }
+
+  async removePort(port: number): Promise<void> {
+    await Promise.all(this.#threads.map((thread) => thread.removePort(port)));
+    this.#ports.delete(port);
+  }
+
+  async setMemory(port: number, memory: DeviceMemory): Promise<void> {
+    await Promise.all(this.#threads.map((thread) => thread.setMemory(port, memory)));
+  }
+
+  async startVring(port: number, vring: number, config: VringConfig): Promise<void> {
+    const { vrings } = this.#entry(port);
+    vrings[vring] ??= this.#threads.map(() => counterBlock(VRING_SLOTS));
+    const users = this.#users(port, vring);
+    const state = users.length > 1 ? sharedRingState() : undefined;
+    const counters = vrings[vring];
+    await Promise.all(users.map((i) => this.#threads[i].startVring(port, vring, config, counters[i], state)));
+  }
+
+  /** One lcore after the other: where the ring stands is what the last one says. Nothing is in flight between bursts. */
+  async stopVring(port: number, vring: number): Promise<number | undefined> {
+    let base: number | undefined;
+    for (const i of this.#users(port, vring)) base = await this.#threads[i].stopVring(port, vring);
+    return base;
+  }
+
+  async enableVring(port: number, vring: number, enabled: boolean): Promise<void> {
+    await Promise.all(this.#users(port, vring).map((i) => this.#threads[i].enableVring(port, vring, enabled)));
+  }
+
+  async setCall(port: number, vring: number, fd: number): Promise<void> {
+    await Promise.all(this.#users(port, vring).map((i) => this.#threads[i].setCall(port, vring, fd)));
+  }
+
+  async inject(port: number, frame: Uint8Array): Promise<void> {
+    await this.#threads[this.#entry(port).home].inject(port, frame);
+  }
+
+  /** Indexes of the lcores that use a vring. */
+  #users(port: number, vring: number): number[] {
+    const all = [...this.#threads.keys()];
+    return isTransmit(vring) ? [(this.#entry(port).home + (vring >> 1)) % all.length] : all;
+  }
+
+  #entry(port: number): PortEntry {
+    const entry = this.#ports.get(port);
+    if (entry === undefined) throw new RangeError(`no port ${port}`);
+    return entry;
+  }
+
+  /** A port's counters (PORT_SLOTS), of all lcores together, as they are now. */
+  counters(port: number): Float64Array {
+    return sum(this.#entry(port).blocks, counterBlock(PORT_SLOTS));
+  }
+
+  /** The counters (VRING_SLOTS) of a port's vrings that have ever been started, by number. */
+  vringCounters(port: number): (Float64Array | undefined)[] {
+    return Array.from(this.#entry(port).vrings, (blocks) => blocks && sum(blocks, counterBlock(VRING_SLOTS)));
+  }
+
+  /** Ends the threads; resolves when they have gone. */
+  async stop(): Promise<void> {
+    await Promise.all(this.#threads.map((thread) => thread.stop()));
+  }
+}
+
+function sum(blocks: readonly SharedArrayBuffer[], into: SharedArrayBuffer): Float64Array {
+  const total = new Float64Array(into);
+  for (const block of blocks) addBlock(total, block);
+  return total;
+}

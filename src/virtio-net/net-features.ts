@@ -1,0 +1,97 @@
+/**
+ * The feature bits that the network device offers.
+ * @see VIRTIO 1.2 §5.1.3, §6
+ */
+import {
+  featureMask,
+  VHOST_F_LOG_ALL,
+  VIRTIO_F_ACCESS_PLATFORM,
+  VIRTIO_F_ANY_LAYOUT,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_ORDER_PLATFORM,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_RING_RESET,
+  VIRTIO_F_VERSION_1,
+  VIRTIO_RING_F_EVENT_IDX,
+  VIRTIO_RING_F_INDIRECT_DESC,
+} from '../uapi/virtio.ts';
+import {
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_GSO,
+  VIRTIO_NET_F_GUEST_ANNOUNCE,
+  VIRTIO_NET_F_GUEST_CSUM,
+  VIRTIO_NET_F_GUEST_ECN,
+  VIRTIO_NET_F_GUEST_TSO4,
+  VIRTIO_NET_F_GUEST_TSO6,
+  VIRTIO_NET_F_GUEST_UFO,
+  VIRTIO_NET_F_GUEST_USO4,
+  VIRTIO_NET_F_GUEST_USO6,
+  VIRTIO_NET_F_HOST_ECN,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_HOST_UFO,
+  VIRTIO_NET_F_HOST_USO,
+  VIRTIO_NET_F_MAC,
+  VIRTIO_NET_F_MQ,
+  VIRTIO_NET_F_MRG_RXBUF,
+  VIRTIO_NET_F_MTU,
+} from '../uapi/virtio-net.ts';
+
+/** What decides the offer. */
+export interface NetFeatureOptions {
+  /** a packet may take several receive buffers */
+  readonly mergeable: boolean;
+  /** queue pairs */
+  readonly pairs: number;
+  /** checksums may be left to who receives */
+  readonly txCsum: boolean;
+  /** packets may be larger than the MTU, to be cut by who sends them on; includes `txCsum`, without which it cannot be (§5.1.3.1) */
+  readonly tso: boolean;
+  /** addresses may be those of the guest's IOMMU */
+  readonly iommu: boolean;
+  /** the config space says the device's address */
+  readonly mac?: Uint8Array | undefined;
+}
+
+const ALWAYS = featureMask(
+  VHOST_F_LOG_ALL,
+  VIRTIO_F_ANY_LAYOUT,
+  VIRTIO_RING_F_INDIRECT_DESC,
+  VIRTIO_RING_F_EVENT_IDX,
+  VIRTIO_F_VERSION_1,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_ORDER_PLATFORM,
+  VIRTIO_F_NOTIFICATION_DATA,
+  VIRTIO_F_RING_RESET,
+  VIRTIO_NET_F_GUEST_ANNOUNCE,
+  VIRTIO_NET_F_MTU,
+);
+const CHECKSUM = featureMask(VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM);
+const SEGMENTATION = featureMask(
+  VIRTIO_NET_F_GSO,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_HOST_ECN,
+  VIRTIO_NET_F_HOST_UFO,
+  VIRTIO_NET_F_HOST_USO,
+  VIRTIO_NET_F_GUEST_TSO4,
+  VIRTIO_NET_F_GUEST_TSO6,
+  VIRTIO_NET_F_GUEST_ECN,
+  VIRTIO_NET_F_GUEST_UFO,
+  VIRTIO_NET_F_GUEST_USO4,
+  VIRTIO_NET_F_GUEST_USO6,
+);
+
+export function offeredNetFeatures({ mergeable, pairs, txCsum, tso, iommu, mac }: NetFeatureOptions): bigint {
+  const sets: [bigint, boolean][] = [
+    [featureMask(VIRTIO_NET_F_MRG_RXBUF), mergeable],
+    [featureMask(VIRTIO_NET_F_MQ), pairs > 1],
+    [featureMask(VIRTIO_F_ACCESS_PLATFORM), iommu],
+    [featureMask(VIRTIO_NET_F_MAC), mac !== undefined],
+    [CHECKSUM, txCsum || tso],
+    [SEGMENTATION, tso],
+  ];
+  return sets.reduce((features, [set, has]) => (has ? features | set : features), ALWAYS);
+}
