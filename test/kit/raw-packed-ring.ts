@@ -47,7 +47,7 @@ export class RawPackedRing extends RawRing {
   /** descriptors by the driver's numbers */
   readonly #table: Described[] = [];
   /** where the next descriptor goes */
-  #next: Position;
+  #next: { slot: number; wrap: number };
   /** where the next used element is looked for */
   #usedNext: Position;
   /** first descriptors whose flags wait for `publish`, as window offsets and flags */
@@ -71,7 +71,8 @@ export class RawPackedRing extends RawRing {
     const position = { slot: (start & 0x7fff) % num, wrap: start >> 15 };
     const half = position.slot | (position.wrap << 15);
     super(ram, num, parts, ((half << 16) | half) >>> 0, { ...options, format: 'packed', start: 0 });
-    this.#next = this.#usedNext = position;
+    this.#next = { ...position };
+    this.#usedNext = position;
     this.#usedCount = 0;
     this.#image = Buffer.alloc(SIZE * num);
     this.#template = new Int32Array(4 * num);
@@ -94,7 +95,7 @@ export class RawPackedRing extends RawRing {
     }
   }
 
-  #after({ slot, wrap }: Position, n: number): Position {
+  #after({ slot, wrap }: Position, n: number): { slot: number; wrap: number } {
     return slot + n < this.num ? { slot: slot + n, wrap } : { slot: slot + n - this.num, wrap: wrap ^ 1 };
   }
 
@@ -188,7 +189,8 @@ export class RawPackedRing extends RawRing {
       }
     }
     Atomics.store(u16, first, firstFlags);
-    this.#next = { slot, wrap };
+    this.#next.slot = slot;
+    this.#next.wrap = wrap;
   }
 
   withdraw(): void {
@@ -201,7 +203,7 @@ export class RawPackedRing extends RawRing {
     this.#held = [];
     this.#offered.clear();
     this.#slotsOffered = 0;
-    this.#next = from;
+    this.#next = { ...from };
     this.availIdx = this.#usedCount;
   }
 

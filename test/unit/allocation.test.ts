@@ -3,6 +3,7 @@ import { test } from 'node:test';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { frame, mac } from '../kit/frames.ts';
+import type { Format } from '../kit/raw-ring.ts';
 import { TestGuest, TestSwitch } from '../kit/test-switch.ts';
 
 const NUM = 256;
@@ -18,20 +19,37 @@ const ROUNDS = 20;
 setFlagsFromString('--expose-gc');
 const collectGarbage = runInNewContext('gc') as () => void;
 
-/** Two guests whose rings hold ready descriptors for ever: only indexes move. */
-function start(mergeable: boolean): { advance: () => void; delivered: () => number } {
+interface Case {
+  readonly format: Format;
+  readonly mergeable: boolean;
+  /** queue pairs of the receiver */
+  readonly pairs: number;
+}
+
+/** Two guests whose rings hold ready descriptors for ever: a packed ring's are written again, in a split one only indexes move. */
+function start({ format, mergeable, pairs }: Case): { advance: () => void; delivered: () => number } {
   const on = new TestSwitch();
-  const [from, to] = [0, 1].map((id) => new TestGuest(on, id, { num: NUM, mergeable }));
+  const from = new TestGuest(on, 0, { format, num: NUM, mergeable });
+  const to = new TestGuest(on, 1, { format, num: NUM, mergeable, pairs });
   to.send(frame(mac(1), mac(2)));
   on.settle();
   from.received();
-  from.send(...Array.from({ length: NUM }, () => frame(mac(2), mac(1))));
+  // every burst has the same flows
+  const burst = Array.from({ length: BURST }, () => frame(mac(2), mac(1)));
+  from.send(...Array.from({ length: NUM }, (_, i) => burst[i % BURST]));
   on.settle();
+  to.received();
+  const before = to.pairs.map(({ rx }) => rx.usedIdx);
+  from.tx.repeat(BURST);
+  on.lcore.poll();
+  const shares = to.pairs.map(({ rx }, i) => (rx.usedIdx - before[i]) & 0xffff);
+  assert.ok(
+    shares.every((share) => share > 0),
+    'all queues have some',
+  );
   const advance = () => {
-    for (const ring of [from.tx, to.rx]) {
-      ring.availIdx = (ring.availIdx + BURST) & 0xffff;
-      ring.publish();
-    }
+    from.tx.repeat(BURST);
+    for (let pair = 0; pair < shares.length; pair++) to.pairs[pair].rx.repeat(shares[pair]);
     on.lcore.poll();
   };
   return { advance, delivered: () => to.counters.rx_packets };
@@ -53,9 +71,19 @@ function round(advance: () => void): number {
   return allocated;
 }
 
-for (const mergeable of [false, true])
-  test(`hot path: a million packets ${mergeable ? 'into mergeable buffers ' : ''}leave the heap as it was`, () => {
-    const { advance, delivered } = start(mergeable);
+const cases: Case[] = [
+  { format: 'split', mergeable: false, pairs: 1 },
+  { format: 'split', mergeable: true, pairs: 1 },
+  { format: 'split', mergeable: false, pairs: 4 },
+  { format: 'packed', mergeable: false, pairs: 1 },
+  { format: 'packed', mergeable: true, pairs: 1 },
+  { format: 'packed', mergeable: true, pairs: 4 },
+];
+
+for (const { format, mergeable, pairs } of cases) {
+  const into = `${mergeable ? 'mergeable ' : ''}buffers of ${pairs === 1 ? 'one pair' : `${pairs} pairs`}`;
+  test(`hot path, ${format} rings: a million packets into ${into} leave the heap as it was`, () => {
+    const { advance, delivered } = start({ format, mergeable, pairs });
     round(advance);
     const before = heapUsed();
     const deliveredBefore = delivered();
@@ -70,3 +98,4 @@ for (const mergeable of [false, true])
     const kept = heapUsed() - before;
     assert.ok(kept < TOLERANCE, `${kept} bytes are kept`);
   });
+}
