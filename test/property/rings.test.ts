@@ -14,6 +14,7 @@ import { OffloadStage } from '../../src/virtio-net/offload-stage.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
 import { PackedRing } from '../../src/virtqueue/packed-ring.ts';
 import { SplitRing } from '../../src/virtqueue/split-ring.ts';
+import type { Vring } from '../../src/virtqueue/vring.ts';
 import { type Chain, Dice, NaiveDriver } from '../kit/naive-driver.ts';
 import { pool } from '../kit/ram.ts';
 import { EVENTS, type RawPackedRing } from '../kit/raw-packed-ring.ts';
@@ -104,11 +105,25 @@ class Bench {
       );
     this.txRing = start(this.tx);
     this.rxRing = start(this.rx);
+    this.#watch(this.tx, this.txRing.ring);
+    this.#watch(this.rx, this.rxRing.ring);
     const bounce = openWindow(pool.acquire());
     windows[bounce.id] = bounce;
     this.#enqueuer = new Enqueuer(this.#stage, new OffloadStage(bounce, 65536, 2 ** 20), windows);
     const Calls = format === 'packed' ? PackedCalls : SplitCalls;
     this.#calls = { tx: new Calls(this.tx, s), rx: new Calls(this.rx, s) };
+  }
+
+  /** Looks at what the driver sees just before a burst's buffers are published: all of their bytes, and none of them used. */
+  #watch({ ring: raw }: NaiveDriver, ring: Vring): void {
+    const publish = ring.publish.bind(ring);
+    let seen = raw.usedIdx;
+    ring.publish = (slots, written) => {
+      assert.equal(raw.usedIdx, seen, 'nothing is used before all is');
+      if (written) assert.ok(this.expected.equals(this.rx.arena), 'the bytes come before the used elements');
+      publish(slots, written);
+      seen = raw.usedIdx;
+    };
   }
 
   /** The drivers offer something, the device moves a burst, and everything is compared. */
