@@ -14,7 +14,7 @@ import { OffloadStage } from '../../src/virtio-net/offload-stage.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
 import { PackedRing } from '../../src/virtqueue/packed-ring.ts';
 import { SplitRing } from '../../src/virtqueue/split-ring.ts';
-import type { Vring } from '../../src/virtqueue/vring.ts';
+import { sharedRingState, type Vring } from '../../src/virtqueue/vring.ts';
 import { type Chain, Dice, NaiveDriver } from '../kit/naive-driver.ts';
 import { pool } from '../kit/ram.ts';
 import { EVENTS, type RawPackedRing } from '../kit/raw-packed-ring.ts';
@@ -32,6 +32,8 @@ interface Scenario {
   readonly eventIdx: boolean;
   readonly indirect: boolean;
   readonly inOrder: boolean;
+  /** several lcores enqueue, in turns */
+  readonly shared: boolean;
 }
 
 /** A split ring's size is a power of two. */
@@ -52,6 +54,7 @@ const scenario = (format: Format): fc.Arbitrary<Scenario> =>
     eventIdx: fc.boolean(),
     indirect: fc.boolean(),
     inOrder: fc.boolean(),
+    shared: fc.boolean(),
   });
 
 const MAX_FRAME = 9728;
@@ -67,7 +70,8 @@ class Bench {
   readonly tx: NaiveDriver;
   readonly rx: NaiveDriver;
   readonly txRing: NetVring;
-  readonly rxRing: NetVring;
+  /** the receive ring as lcores have it that share it; one if it is not shared */
+  readonly rxRings: readonly NetVring[];
   /** what the receiver's memory must look like */
   readonly expected: Buffer;
   readonly frames: Buffer[] = [];
@@ -97,16 +101,20 @@ class Bench {
     for (const { handle, views } of [...this.tx.rams, ...this.rx.rams]) windows[handle.id] = views;
     const Ring = format === 'packed' ? PackedRing : SplitRing;
     const caller = new Caller(new Int32Array(1), 0);
-    const start = ({ ring, ram }: NaiveDriver) =>
+    const start = ({ ring, ram }: NaiveDriver, state?: SharedArrayBuffer) =>
       new NetVring(
-        new Ring(ring.config, new AddressMap(ram.chunks), windows, caller),
+        new Ring(ring.config, new AddressMap(ram.chunks), windows, caller, state),
         ring.features,
         new Float64Array(counterBlock(VRING_SLOTS)),
       );
     this.txRing = start(this.tx);
-    this.rxRing = start(this.rx);
-    this.#watch(this.tx, this.txRing.ring);
-    this.#watch(this.rx, this.rxRing.ring);
+    const state = sharedRingState();
+    this.rxRings = s.shared ? [0, 1, 2].map(() => start(this.rx, state)) : [start(this.rx)];
+    this.#watch(this.tx, [this.txRing.ring]);
+    this.#watch(
+      this.rx,
+      this.rxRings.map(({ ring }) => ring),
+    );
     const bounce = openWindow(pool.acquire());
     windows[bounce.id] = bounce;
     this.#enqueuer = new Enqueuer(this.#stage, new OffloadStage(bounce, 65536, 2 ** 20), windows);
@@ -115,15 +123,28 @@ class Bench {
   }
 
   /** Looks at what the driver sees just before a burst's buffers are published: all of their bytes, and none of them used. */
-  #watch({ ring: raw }: NaiveDriver, ring: Vring): void {
-    const publish = ring.publish.bind(ring);
+  #watch({ ring: raw }: NaiveDriver, rings: readonly Vring[]): void {
     let seen = raw.usedIdx;
-    ring.publish = (slots, written) => {
-      assert.equal(raw.usedIdx, seen, 'nothing is used before all is');
-      if (written) assert.ok(this.expected.equals(this.rx.arena), 'the bytes come before the used elements');
-      publish(slots, written);
-      seen = raw.usedIdx;
-    };
+    for (const ring of rings) {
+      const publish = ring.publish.bind(ring);
+      ring.publish = (slots, written) => {
+        assert.equal(raw.usedIdx, seen, 'nothing is used before all is');
+        if (written) assert.ok(this.expected.equals(this.rx.arena), 'the bytes come before the used elements');
+        publish(slots, written);
+        seen = raw.usedIdx;
+      };
+    }
+  }
+
+  /** Delivers packets by any of the lcores. @returns how many, their bytes, and where the ring stands */
+  #enqueue(list: Int32Array): { delivered: number; bytes: number; base: number } {
+    const net = this.rxRings[this.dice.int(0, this.rxRings.length - 1)];
+    net.ring.enter();
+    const delivered = this.#enqueuer.enqueue(net, list, 0, list.length);
+    assert.equal(net.ring.fault, 0);
+    const { base } = net.ring;
+    net.ring.leave();
+    return { delivered, bytes: net.bytes, base };
   }
 
   /** The drivers offer something, the device moves a burst, and everything is compared. */
@@ -174,20 +195,19 @@ class Bench {
     const list = Int32Array.from([...Array(n).keys()].filter(() => this.dice.chance(95)));
     const { lens, drops, bytes } = this.#model(list);
     this.#stage.burst.delivered.fill(0);
-    const delivered = this.#enqueuer.enqueue(this.rxRing, list, 0, list.length);
-    assert.equal(this.rxRing.ring.fault, 0);
+    const { delivered, bytes: got, base } = this.#enqueue(list);
     assert.deepEqual([...this.#enqueuer.drops], drops, 'drops');
     assert.equal(delivered, list.length - drops.reduce((a, b) => a + b));
     assert.equal(
       this.#stage.burst.delivered.reduce((a, b) => a + b),
       delivered,
     );
-    assert.equal(this.rxRing.bytes, bytes);
+    assert.equal(got, bytes);
     assert.ok(this.expected.equals(this.rx.arena), 'exactly the frames’ bytes are written, and nothing beside them');
     const used = this.rx.takeBack(lens);
     for (const chain of used) this.rx.refill(chain, this.expected);
     if (used.length > 0) this.#calls.rx.check(used);
-    assert.equal(this.rxRing.ring.base, this.rx.ring.base);
+    assert.equal(base, this.rx.ring.base);
     if (drops[DROP_TOO_BIG] > 0) this.#passFirst();
     this.entries += lens.length;
   }
@@ -244,7 +264,7 @@ class Bench {
     this.rx.write(first, header, this.expected);
     const { burst } = this.#stage;
     burst.len[0] = burst.first[0] = burst.first[1] = 0;
-    assert.equal(this.#enqueuer.enqueue(this.rxRing, Int32Array.of(0), 0, 1), 1);
+    assert.equal(this.#enqueue(Int32Array.of(0)).delivered, 1);
     assert.ok(this.expected.equals(this.rx.arena), 'a frame of no bytes is a header');
     const used = this.rx.takeBack([this.#headerLen]);
     for (const chain of used) this.rx.refill(chain, this.expected);
@@ -377,7 +397,10 @@ for (const format of FORMATS) {
     test(`${format} rings ${name}: the indexes wrap, and nothing changes`, () => {
       fc.assert(
         fc.property(fc.noShrink(fc.integer()), (seed) => {
-          run({ inOrder: false, ...s, ...sizes, format, seed, start: 65000 }, (bench) => bench.entries > 140_000);
+          run(
+            { inOrder: false, shared: s.indirect, ...s, ...sizes, format, seed, start: 65000 },
+            (bench) => bench.entries > 140_000,
+          );
         }),
         { numRuns: 1 },
       );
@@ -387,7 +410,14 @@ for (const format of FORMATS) {
 for (const num of [32768, 32767])
   test(`packed rings of ${num} descriptors: a lap and more, and nothing changes`, () => {
     const sizes = { txNum: num, rxNum: num, start: (num - 600) | 0x8000 };
-    const more = { header: 'mergeable', sourceHeader: 12, eventIdx: true, indirect: false, inOrder: false } as const;
+    const more = {
+      header: 'mergeable',
+      sourceHeader: 12,
+      eventIdx: true,
+      indirect: false,
+      inOrder: false,
+      shared: false,
+    } as const;
     fc.assert(
       fc.property(fc.noShrink(fc.integer()), (seed) => {
         run({ format: 'packed', seed, ...sizes, ...more }, ({ tx, rx }) => {
