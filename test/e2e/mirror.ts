@@ -3,14 +3,18 @@ import assert from 'node:assert/strict';
 import { setImmediate as yieldNow } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
 import type { VirtioUser } from '../../src/port/virtio-user.ts';
+import { ipBytes, L4_END, udpFrame } from '../kit/packets.ts';
 
 /** Frames of one flow on the way at a time. */
 const WINDOW = 16;
 const QUIET_MS = 10_000;
+const SILENCE_MS = 50;
+const PROBE_BYTES = 60;
 const MAC_BYTES = 12;
-const FLOW_OFF = 42;
-const SEQ_OFF = 44;
+const FLOW_OFF = L4_END;
+const SEQ_OFF = L4_END + 2;
 const CRC_BYTES = 4;
+const IPS = { srcIp: ipBytes('10.0.0.1'), dstIp: ipBytes('10.0.0.2') };
 
 /** What is sent: `flows` UDP flows of `frames` frames each, `bytes` long without the frame check; flow f leaves on pair f mod pairs. */
 export interface MirrorTraffic {
@@ -24,19 +28,8 @@ export type PairCounts = readonly number[];
 
 /** Frame `seq` of a flow: IPv4 and UDP with the flow's own port, filler, and a CRC over all but the MAC addresses. */
 export function flowFrame(dst: Uint8Array, src: Uint8Array, flow: number, seq: number, bytes: number): Uint8Array {
-  const all = Buffer.alloc(bytes);
-  for (let i = SEQ_OFF + 4; i < bytes; i++) all[i] = (i * 11 + seq * 7 + flow) & 0xff;
-  all.set(dst, 0);
-  all.set(src, 6);
-  all.writeUInt16BE(0x0800, 12);
-  all.set([0x45, 0], 14);
-  all.writeUInt16BE(bytes - 14, 16);
-  all.set([64, 17], 22);
-  all.set([10, 0, 0, 1, 10, 0, 0, 2], 26);
-  all.writeUInt16BE(headerChecksum(all.subarray(14, 34)), 24);
-  all.writeUInt16BE(1000 + flow, 34);
-  all.writeUInt16BE(2000, 36);
-  all.writeUInt16BE(bytes - 34, 38);
+  const payload = Uint8Array.from({ length: bytes - L4_END }, (_, i) => (i * 11 + seq * 7 + flow) & 0xff);
+  const all = udpFrame({ dstMac: dst, srcMac: src, ...IPS }, { dst: 2000, src: 1000 + flow }, payload);
   all.writeUInt16BE(flow, FLOW_OFF);
   all.writeUInt32BE(seq, SEQ_OFF);
   all.writeUInt32BE(crcOf(all), bytes - CRC_BYTES);
@@ -44,13 +37,6 @@ export function flowFrame(dst: Uint8Array, src: Uint8Array, flow: number, seq: n
 }
 
 const crcOf = (frame: Uint8Array) => crc32(frame.subarray(MAC_BYTES, frame.length - CRC_BYTES));
-
-function headerChecksum(header: Buffer): number {
-  let sum = 0;
-  for (let i = 0; i < header.length; i += 2) sum += header.readUInt16BE(i);
-  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16);
-  return ~sum & 0xffff;
-}
 
 /** The flow and number of a frame that came back. */
 function check(
@@ -64,6 +50,34 @@ function check(
   assert.equal(frame.readUInt32BE(bytes - CRC_BYTES), crcOf(frame), 'CRC of a frame that came back');
   assert.ok(frame.subarray(0, 6).equals(card.macBytes) && frame.subarray(6, 12).equals(mirror), 'its addresses');
   return { flow: frame.readUInt16BE(FLOW_OFF), seq: frame.readUInt32BE(SEQ_OFF) };
+}
+
+/**
+ * Returns when every flow is mirrored and nothing is on its way any more. A front end does not hear when its back end has enabled
+ * the last of its rings, and drops are allowed until then.
+ */
+export async function untilMirrored(card: VirtioUser, mirror: Uint8Array, flows: number): Promise<void> {
+  const waiting = new Set(Array.from({ length: flows }, (_, flow) => flow));
+  const giveUpAt = performance.now() + QUIET_MS;
+  let quietSince = performance.now();
+  for (let probeAt = 0; waiting.size > 0 || performance.now() - quietSince < SILENCE_MS; ) {
+    assert.ok(performance.now() < giveUpAt, `flows that are not mirrored: ${[...waiting]}`);
+    if (waiting.size > 0 && performance.now() > probeAt) {
+      probeAt = performance.now() + SILENCE_MS;
+      for (const flow of waiting) {
+        const pair = flow % card.pairs.length;
+        card.send(flowFrame(mirror, card.macBytes, flow, 0, PROBE_BYTES), undefined, pair);
+        card.flush(pair);
+      }
+    }
+    for (let pair = 0; pair < card.pairs.length; pair++) {
+      for (let got = card.receive(pair); got !== undefined; got = card.receive(pair)) {
+        waiting.delete(check(card, mirror, got, PROBE_BYTES).flow);
+        quietSince = performance.now();
+      }
+    }
+    await yieldNow();
+  }
 }
 
 /** Sends the flows and takes what comes back: every frame once, unharmed, in its flow's order, and nothing else. */

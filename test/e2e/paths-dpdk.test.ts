@@ -3,11 +3,12 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { describe, type TestContext, test } from 'node:test';
 import { DEFAULT_FEATURES } from '../../src/port/virtio-user.ts';
+import { macBytes } from '../kit/packets.ts';
 import { DpdkTestpmd } from '../peers/dpdk.ts';
 import { ensurePeers } from '../peers/packages.ts';
 import { assertPath, needsAvx512, RING_PATHS, type RingPath } from '../peers/ring-paths.ts';
 import { BackEnd } from './back-end.ts';
-import { assertMirrored } from './mirror.ts';
+import { assertMirrored, untilMirrored } from './mirror.ts';
 import { connectGuest, macOf } from './traffic.ts';
 
 const [leftOut] = (await ensurePeers(['dpdk'])).leftOut;
@@ -38,9 +39,11 @@ async function mirrorAll(backEnd: BackEnd, path: RingPath, pairs: number): Promi
     await testpmd.start();
     assertPath(testpmd, path);
     await testpmd.startForwarding();
-    const mirror = Uint8Array.from(MIRROR.split(':'), (byte) => Number.parseInt(byte, 16));
+    const mirror = macBytes(MIRROR);
     const flows = pairs > 1 ? FLOWS : 1;
     const frames = pairs > 1 ? 60 : 500;
+    await untilMirrored(card, mirror, flows);
+    await testpmd.command('clear port xstats all');
     for (const size of SIZES) {
       const onPair = await assertMirrored(card, mirror, { bytes: size - FCS_BYTES, frames, flows });
       const used = onPair.filter((count) => count > 0).length;
