@@ -82,7 +82,8 @@ export class BackEnd {
   }
 
   async #runDpdk({ queues = 1, offloads = false, iommu = false, postcopy = false, client = false }: Wants) {
-    const options = { name: 'back-end', queues, mbufs: 16384, memoryMiB: 256, ...dpdkOffloads(offloads) };
+    // it polls beside guests under emulation, which have the same niceness
+    const options = { name: 'back-end', nice: 10, queues, mbufs: 16384, memoryMiB: 256, ...dpdkOffloads(offloads) };
     const testpmd = DpdkTestpmd.vhost(this.sockets, options, { tso: offloads, iommu, postcopy, client });
     this.#running = testpmd;
     await testpmd.start();

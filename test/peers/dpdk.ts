@@ -35,6 +35,8 @@ export interface TestpmdOptions {
   hugepages?: boolean;
   /** Packet buffers in the pool. Default 8192. */
   mbufs?: number;
+  /** Of the process. Default 0; it polls, also when it has nothing to do. */
+  nice?: number;
   /** More EAL arguments. */
   eal?: readonly string[];
   /** More of testpmd's own arguments, such as `--rxd=1024`. */
@@ -196,6 +198,7 @@ export class DpdkTestpmd {
       args: this.arguments(),
       env: { RUNTIME_DIRECTORY: this.dir },
       unbuffered: true,
+      nice: this.options.nice ?? 0,
     });
     try {
       await this.prompt(0, 'prompt', timeoutMs);
