@@ -83,7 +83,7 @@ export class BackEnd {
 
   async #runDpdk({ queues = 1, offloads = false, iommu = false, postcopy = false, client = false }: Wants) {
     // it polls beside guests under emulation, which have the same niceness
-    const options = { name: 'back-end', nice: 10, queues, mbufs: 16384, memoryMiB: 256, ...dpdkOffloads(offloads) };
+    const options = { name: 'back-end', nice: 10, queues, mbufs: 16384, memoryMiB: 256 };
     const testpmd = DpdkTestpmd.vhost(this.sockets, options, { tso: offloads, iommu, postcopy, client });
     this.#running = testpmd;
     await testpmd.start();
@@ -129,9 +129,4 @@ export class BackEnd {
     await this.end('kill');
     removeTempDir(this.#dir);
   }
-}
-
-/** testpmd passes on what guests leave to it only with its transmit offloads on. */
-function dpdkOffloads(offloads: boolean): { app?: string[] } {
-  return offloads ? { app: ['--tx-offloads=0x802e', '--enable-scatter', '--max-pkt-len=9000'] } : {};
 }

@@ -60,7 +60,7 @@ export interface TcpRun {
 /** Starts TCP from one guest to guest `n`. */
 export async function startTcp(from: QemuGuest, to: QemuGuest, n: number, options: TcpOptions = {}): Promise<TcpRun> {
   const { seconds = 2, streams = 1, pause = 0 } = options;
-  await sh(to, 'killall iperf3 2>/dev/null; iperf3 -s -D -1');
+  await sh(to, 'killall iperf3 2>/dev/null; rm -f /tmp/iperf.log; iperf3 -s -D -1 --logfile /tmp/iperf.log');
   await sleep(300); // until it listens
   const file = '/tmp/iperf.json';
   const command = `iperf3 -c ${ipOf(n)} -t ${seconds} -P ${streams} -J`;
@@ -68,7 +68,14 @@ export async function startTcp(from: QemuGuest, to: QemuGuest, n: number, option
   return {
     async finish() {
       await sh(from, `until [ -e ${file} ]; do usleep 100000; done`, (seconds + 40) * 1000);
-      return judgeTcp(await sh(from, `cat ${file}`), seconds, pause);
+      const report = JSON.parse(await sh(from, `cat ${file}`)) as IperfReport;
+      const { error = '' } = report;
+      assert.equal(
+        error,
+        '',
+        `iperf3's server said: ${error && (await to.sh('cat /tmp/iperf.log; dmesg | tail -5')).output}`,
+      );
+      return judgeTcp(report, seconds, pause);
     },
   };
 }
@@ -79,9 +86,7 @@ interface IperfReport {
   readonly end: { sum_received: { bytes: number; bits_per_second: number } };
 }
 
-function judgeTcp(output: string, seconds: number, pause: number): number {
-  const { error, intervals, end } = JSON.parse(output) as IperfReport;
-  assert.equal(error, undefined, output);
+function judgeTcp({ intervals, end }: IperfReport, seconds: number, pause: number): number {
   const moved = intervals.map(({ sum }) => sum.bytes);
   let still = 0;
   // what the sender's buffer takes counts for the first one

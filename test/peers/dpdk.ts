@@ -201,7 +201,8 @@ export class DpdkTestpmd {
       nice: this.options.nice ?? 0,
     });
     try {
-      await this.prompt(0, 'prompt', timeoutMs);
+      const printed = await this.prompt(0, 'prompt', timeoutMs);
+      if (printed.includes('Start ports failed')) throw new Error(`testpmd ${name} starts no ports:\n${printed}`);
       return this;
     } catch (error) {
       await this.stop();
