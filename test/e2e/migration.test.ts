@@ -17,15 +17,22 @@ const skip = leftOut === undefined ? false : leftOut.why;
 
 const GUEST = 1;
 const UDP_PORT = 5002;
-/** A datagram's text: its number again and again, so that the guest's awk sees damage. */
-const WORD = 8;
-const WORDS = 170;
+/** A datagram's text: its number, filler, its number once more, so that the guest can tell damage and stale pages. */
+const DIGITS = 7;
+const FILLER = 'x'.repeat(1300);
+const lineOf = (n: number) => `${String(n).padStart(DIGITS, '0')}${FILLER}${String(n).padStart(DIGITS, '0')}\n`;
+/** Datagrams sent every 5 ms. */
+const AT_A_TIME = 2;
 /** Beyond it a move was not live. QEMU aims at 300 ms; emulation on a busy machine needs more. */
 const MOST_SILENCE_MS = 5000;
 
-const CHECK_LINES = `{ n++; w = substr($0, 1, ${WORD}); bad = length($0) != ${WORD * WORDS};
-  for (i = 1; i < ${WORD * WORDS}; i += ${WORD}) if (substr($0, i, ${WORD}) != w) bad = 1; damaged += bad }
-  END { print n + 0, damaged + 0 }`;
+/** Prints how many datagrams were written down, how many of them with wrong numbers, and how many other fillers than the right one. */
+const CHECK_LINES = `
+  cp /tmp/heard /tmp/look; : >/tmp/heard
+  numbers="cut -c 1-${DIGITS},$((${DIGITS + FILLER.length} + 1))-"
+  $numbers /tmp/look | awk 'BEGIN { last = "" }
+    { w = substr($0, 1, ${DIGITS}); if ($0 != w w || w <= last) bad++; last = w } END { print NR, bad + 0 }'
+  cut -c ${DIGITS + 1}-${DIGITS + FILLER.length} /tmp/look | grep -cvx '${FILLER}'; true`;
 
 /** The guest, the host that talks to it, and how it moves. */
 class Mover {
@@ -72,12 +79,11 @@ class Mover {
 
   /** Sends the guest datagrams for as long as it lives, wherever it is, and has it write them down. */
   async feed(): Promise<void> {
-    await sh(this.guest, `nc.openbsd -u -l -k ${UDP_PORT} </dev/null >/tmp/heard 2>/dev/null &`);
+    await sh(this.guest, `nc.openbsd -u -l -k ${UDP_PORT} </dev/null 2>/dev/null >>/tmp/heard &`);
     const feed = async () => {
       while (this.#sending) {
-        for (let i = 0; i < 8; i++, this.#sent++) {
-          const line = `${String(this.#sent).padStart(WORD - 1, '0')}|`.repeat(WORDS);
-          for (const host of this.hosts) host.sendUdp(UDP_PORT, Buffer.from(`${line}\n`));
+        for (let i = 0; i < AT_A_TIME; i++, this.#sent++) {
+          for (const host of this.hosts) host.sendUdp(UDP_PORT, Buffer.from(lineOf(this.#sent)));
         }
         await new Promise((resolve) => setTimeout(resolve, 5));
       }
@@ -87,11 +93,9 @@ class Mover {
 
   /** How many datagrams the guest wrote down since the last look, and that none was damaged. */
   async heard(): Promise<number> {
-    const [lines, damaged] = (await sh(this.guest, `awk '${CHECK_LINES}' /tmp/heard; : >/tmp/heard`, 60_000)).split(
-      ' ',
-    );
-    assert.equal(Number(damaged), 0, `of ${lines} datagrams some were damaged`);
-    return Number(lines);
+    const [lines, numbers, fillers] = (await sh(this.guest, CHECK_LINES, 60_000)).split(/\s/).map(Number);
+    assert.equal(numbers + fillers, 0, `of ${lines} datagrams ${numbers} are out of order, ${fillers} damaged`);
+    return lines;
   }
 
   /** Moves the guest to the other socket. */
