@@ -56,8 +56,9 @@ export async function migrate(source: QemuGuest, target: QemuGuest, options: Mig
   let state: QueryMigrate = {};
   const status = async (...wanted: string[]) => {
     state = (await source.qmp('query-migrate')) as QueryMigrate;
-    if (state.status === 'failed' || state.status === 'cancelled') {
-      throw new Error(`the migration ${state.status}: ${state['error-desc'] ?? 'QEMU gives no reason'}`);
+    if (['failed', 'cancelled', 'postcopy-paused'].includes(state.status ?? '')) {
+      const reason = state['error-desc'] ?? 'QEMU gives no reason';
+      throw new Error(`the migration is ${state.status}: ${reason}\nsource: ${source.said}\ntarget: ${target.said}`);
     }
     return wanted.includes(state.status ?? '');
   };
