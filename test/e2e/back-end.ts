@@ -2,7 +2,7 @@
  * What connects the guests of a test: the switch, or, with BACK_END=dpdk in the environment, DPDK's testpmd. The latter proves
  * the tests themselves, and everything on the guests' side, without a line of the switch.
  */
-import { closeSync } from 'node:fs';
+import { closeSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { connectUnix } from '../../src/sys/unix-socket.ts';
 import { DpdkTestpmd } from '../peers/dpdk.ts';
@@ -76,12 +76,14 @@ export class BackEnd {
     else {
       const paths = this.sockets.flatMap((socket) => ['--socket-file', socket]);
       const line = [...paths, ...switchOptions(wants)];
-      const up = wants.client ? /connect/ : /listening on /;
+      const up = wants.client ? /connecting to / : /listening on /;
       this.#running = await SwitchProcess.start(line, { dir: this.#dir, wholeLine: true, up });
     }
   }
 
   async #runDpdk({ queues = 1, offloads = false, iommu = false, postcopy = false, client = false }: Wants) {
+    // what a crash has left; DPDK removes no socket but its own
+    if (!client) for (const socket of this.sockets) rmSync(socket, { force: true });
     // it polls beside guests under emulation, which have the same niceness
     const options = { name: 'back-end', nice: 10, queues, mbufs: 16384, memoryMiB: 256 };
     const testpmd = DpdkTestpmd.vhost(this.sockets, options, { tso: offloads, iommu, postcopy, client });
