@@ -8,7 +8,7 @@ import { ipBytes, L4_END, udpFrame } from '../kit/ip-packets.ts';
 /** Frames of one flow on the way at a time. */
 const WINDOW = 16;
 const QUIET_MS = 10_000;
-const SILENCE_MS = 50;
+const SILENCE_MS = 300;
 const PROBE_BYTES = 60;
 const MAC_BYTES = 12;
 const FLOW_OFF = L4_END;
