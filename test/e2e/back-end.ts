@@ -2,9 +2,8 @@
  * What connects the guests of a test: the switch, or, with BACK_END=dpdk in the environment, DPDK's testpmd. The latter proves
  * the tests themselves, and everything on the guests' side, without a line of the switch.
  */
-import { closeSync, rmSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { connectUnix } from '../../src/sys/unix-socket.ts';
 import { DpdkTestpmd } from '../peers/dpdk.ts';
 import type { Peer } from '../peers/packages.ts';
 import { makeTempDir, removeTempDir } from '../peers/process.ts';
@@ -113,16 +112,6 @@ export class BackEnd {
     } else if (running !== undefined) {
       if (how === 'kill') await running.kill9();
       await running.stop();
-    }
-  }
-
-  /** Somebody listens on socket `n`. */
-  listens(n: number): boolean {
-    try {
-      closeSync(connectUnix(this.sockets[n]));
-      return true;
-    } catch {
-      return false;
     }
   }
 

@@ -61,7 +61,7 @@ const ROWS: readonly Row[] = [
   ],
 ];
 
-/** The paths; the last one needs a processor with AVX512, see {@link hasAvx512}. */
+/** The paths; the last one needs a processor with AVX512, see {@link needsAvx512}. */
 export const RING_PATHS: readonly RingPath[] = ROWS.map(([name, ports, rx, tx, features]) => ({
   name,
   ports,
