@@ -32,10 +32,12 @@ export interface Wants {
 }
 
 /** The switch's options for what guests want. */
-function switchOptions({ mergeable = true, offloads, client }: Wants): string[] {
+function switchOptions({ mergeable = true, offloads, client, iommu, postcopy }: Wants): string[] {
   const options = ['--mergeable', mergeable ? '1' : '0'];
   if (offloads) options.push('--tx-csum', '1', '--tso', '1');
   if (client) options.push('--client');
+  if (iommu) options.push('--iommu', '1');
+  if (postcopy) options.push('--postcopy', '1');
   return options;
 }
 
