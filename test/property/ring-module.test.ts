@@ -32,8 +32,8 @@ const END_OFF = 0x40000;
 const LAST_WORD = 1 << 16;
 
 const pool = new WindowPool('wasm');
-const windows: WindowViews[] = [openWindow(pool.acquire()), openWindow(pool.acquire())];
-const [srcWindow, dstWindow] = windows;
+const windows: WindowViews[] = [0, 1, 2].map(() => openWindow(pool.acquire()));
+const [srcWindow, dstWindow, bounce] = windows;
 const caller = new Caller(new Int32Array(1), 0);
 
 /** A descriptor: mostly a plain one in memory, seldom anything. `at`: its distance from the chunk's first address. */
@@ -345,7 +345,7 @@ for (const format of FORMATS)
                 burst.front[FRONT_WORDS * i + word] = srcWindow.dv.getInt32(BUFFERS_OFF + off + 4 * word, true);
             }
             burst.first[packets.length] = burst.segments.count;
-            const enqueuer = new Enqueuer(stage, new OffloadStage(srcWindow, END_OFF, 2 ** 20), windows);
+            const enqueuer = new Enqueuer(stage, new OffloadStage(bounce, 65536, 2 ** 20), windows);
             const list = Int32Array.from(packets, (_, i) => packets.length - 1 - i);
             const results = Array.from({ length: calls }, () => [
               enqueuer.enqueue(net, list, 0, list.length),

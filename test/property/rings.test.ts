@@ -108,7 +108,7 @@ class Bench {
         new Float64Array(counterBlock(VRING_SLOTS)),
       );
     this.txRing = start(this.tx);
-    const state = sharedRingState();
+    const state = sharedRingState(this.rx.ring.config);
     this.rxRings = s.shared ? [0, 1, 2].map(() => start(this.rx, state)) : [start(this.rx)];
     this.#watch(this.tx, [this.txRing.ring]);
     this.#watch(

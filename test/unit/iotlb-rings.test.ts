@@ -48,7 +48,7 @@ class Pages {
         reach: PAGE,
         window: this.#ram.handle.id,
         windowOff: this.#ram.offsetOf(page),
-        writable: permission === 'write',
+        writable: permission !== 'read',
       }),
     );
     this.#on.lcore.setMemory(this.#port, { ...this.#ram.memory, chunks, iotlb: true });
