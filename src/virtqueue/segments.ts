@@ -8,6 +8,8 @@ export const MAX_SEGMENTS = 256;
 /** Pieces of memory in windows, in order. */
 export class SegmentList {
   count = 0;
+  /** of a chain that was walked READ_THEN_WRITE: the first piece that the device writes; none yet: −1 */
+  writableFrom = -1;
   readonly window: Int32Array;
   readonly off: Int32Array;
   /** bytes */

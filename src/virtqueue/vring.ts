@@ -151,25 +151,25 @@ export abstract class Vring {
 
   /** Asks the driver not to kick: the ring is polled. */
   suppressKicks(): void {
-    this.#askForKicks(false);
+    this.#askForKicks(false, 0);
   }
 
   /**
    * Asks the driver to kick for the next buffer. The caller then refreshes once more: what came before the wish was seen
-   * would otherwise wait for ever.
+   * would otherwise wait for ever. @param ahead slots from the position on that have been taken, and are not used yet
    */
-  wantKicks(): void {
-    this.#askForKicks(true);
+  wantKicks(ahead = 0): void {
+    this.#askForKicks(true, ahead);
   }
 
-  #askForKicks(wanted: boolean): void {
-    this.setEvents(wanted);
+  #askForKicks(wanted: boolean, ahead: number): void {
+    this.setEvents(wanted, ahead);
     if (this.log === undefined) return;
     this.markShown(this.log);
     this.log.flush();
   }
 
-  protected abstract setEvents(wanted: boolean): void;
+  protected abstract setEvents(wanted: boolean, ahead: number): void;
 
   /** True if the driver wants to know of what was published since it was last asked. */
   protected abstract callWanted(): boolean;
