@@ -46,8 +46,9 @@ const COMMON = {
   fd: {
     long: 'fd',
     value: 'FDNUM',
-    type: integer(0, 2 ** 31 - 1),
-    help: 'in its place: a socket that this program has inherited, connected or listening',
+    // 0, 1 and 2 have their regular use
+    type: integer(3, 2 ** 20),
+    help: 'instead: an inherited socket, connected or listening',
   },
   printCapabilities: {
     long: 'print-capabilities',
