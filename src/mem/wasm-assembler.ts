@@ -51,6 +51,7 @@ export const op = {
   clz: [0x67] as Code,
   add: [0x6a] as Code,
   sub: [0x6b] as Code,
+  mul: [0x6c] as Code,
   and: [0x71] as Code,
   or: [0x72] as Code,
   xor: [0x73] as Code,

@@ -72,6 +72,8 @@ export class Burst {
   readonly headerBytes: Uint8Array;
   /** what each packet needs of its receiver: NEED_… of `offload.ts`, 0 for nothing */
   readonly needs: Int32Array;
+  /** some packet needs something */
+  offloads = false;
   /** what the source ring gets back when the burst is complete: each packet's chain, and the slots it takes */
   readonly id: Int32Array;
   readonly slots: Int32Array;

@@ -23,6 +23,10 @@ export function dequeueBurst(vring: NetVring, stage: RingStage): number {
   const { burst } = stage;
   burst.segments.count = 0;
   burst.count = 0;
+  if (burst.offloads) {
+    burst.needs.fill(0);
+    burst.offloads = false;
+  }
   const ready = ring.refresh();
   if (ready === 0) return 0;
   const n = Math.min(ready, BURST_SIZE);

@@ -72,7 +72,8 @@ export class Enqueuer {
     const { ring } = vring;
     const n = to - from;
     for (let i = 0; i < n; i++) burst.list[i] = list[from + i];
-    this.drops.fill(0);
+    const { drops } = this;
+    for (let reason = 0; reason < DROPS; reason++) drops[reason] = 0;
     this.#filled = 0;
     this.#looked = ring.ready < n;
     if (this.#looked) ring.refresh();
@@ -85,7 +86,7 @@ export class Enqueuer {
       if (i === n) break;
       const packet = burst.list[i++];
       const status = this.#fillAny(vring, burst, packet);
-      if (status >= 0) this.drops[status]++;
+      if (status >= 0) drops[status]++;
       else {
         burst.delivered[packet]++;
         delivered++;

@@ -34,7 +34,7 @@ export function locals<P extends string, L extends string>(
 /** What every function is told of the chunk at hand, and of the device header. */
 export const CHUNK_PARAMS = ['headerLen', 'mapLo', 'mapHi', 'reach', 'base'] as const;
 export type ChunkArgs = [headerLen: number, mapLo: number, mapHi: number, reach: number, base: number];
-export const DESC_LOCALS = ['at', 'lo', 'len', 'off', 'b4', 'c4', 'bytes', 'bin'] as const;
+export const DESC_LOCALS = ['at', 'lo', 'len', 'off', 'b4', 'c4', 'runLen', 'run', 'bin'] as const;
 type L = Record<(typeof CHUNK_PARAMS)[number] | (typeof DESC_LOCALS)[number], number>;
 
 /** Loads the buffer of the descriptor at `at`, and leaves unless the chunk holds it; then `off` is its window offset. */
@@ -48,35 +48,39 @@ export const loadBuffer = (l: L, mem: number): Code[] => [
 ];
 
 /** Adds to one word of the tally. */
-const count = (word: number): Code[] => [
+const add = (word: number, n: Code[]): Code[] => [
   op.const(0),
-  ...[op.const(0), op.load32(SCRATCH_MEM, SCRATCH.tally + 4 * word), op.const(1), op.add],
+  ...[op.const(0), op.load32(SCRATCH_MEM, SCRATCH.tally + 4 * word), ...n, op.add],
   op.store32(SCRATCH_MEM, SCRATCH.tally + 4 * word),
 ];
 
-/** Counts a frame of `len` (a local) bytes; `word0` and `word1` load its first two words, `front` is where they lie. */
-const tally = (l: L, len: number, word0: Code[], word1: Code[]): Code[] => [
-  // the size's class, times 4: below 64, 64, then by powers of two, from 1024 and from 1519
+/** Four times the class of size of `len` (a local): below 64, 64, then by powers of two, from 1024 and from 1519. */
+const sizeClass = (len: number): Code[] => [
   ...[op.const(24), get(len), op.const(1519), op.ltU, op.eqz, op.const(2), op.shl, op.add],
   ...[op.const(27), get(len), op.clz, op.sub, op.const(2), op.shl],
   ...[get(len), op.const(1023), op.gtU, op.select],
   ...[get(len), op.const(64), op.eq, op.const(2), op.shl],
-  ...[get(len), op.const(64), op.gtU, op.select, tee(l.bin)],
-  ...[get(l.bin), op.load32(SCRATCH_MEM, SCRATCH.tally), op.const(1), op.add, op.store32(SCRATCH_MEM, SCRATCH.tally)],
-  ...[get(l.bytes), get(len), op.add, set(l.bytes)],
-  ...[...word0, op.const(1), op.and],
-  op.if(
-    ...count(TALLY_GROUP),
-    ...[...word0, op.const(-1), op.eq, ...word1, op.const(0xffff), op.and, op.const(0xffff), op.eq, op.and],
-    op.if(...count(TALLY_BROADCAST)),
-  ),
+  ...[get(len), op.const(64), op.gtU, op.select],
 ];
 
-/** Adds the bytes counted by `tally` to the tally itself, at a function's end. */
-export const tallyBytes = (l: L): Code[] => [
-  op.const(0),
-  ...[op.const(0), op.load32(SCRATCH_MEM, SCRATCH.tally + 4 * TALLY_BYTES), get(l.bytes), op.add],
-  op.store32(SCRATCH_MEM, SCRATCH.tally + 4 * TALLY_BYTES),
+/** Adds the frames of one length that have been counted last to the tally: also at a function's end. */
+export const tallyRun = (l: L): Code[] => [
+  ...[...sizeClass(l.runLen), tee(l.bin)],
+  ...[get(l.bin), op.load32(SCRATCH_MEM, SCRATCH.tally), get(l.run), op.add, op.store32(SCRATCH_MEM, SCRATCH.tally)],
+  ...add(TALLY_BYTES, [get(l.run), get(l.runLen), op.mul]),
+];
+
+/** Counts a frame of `len` (a local) bytes, whose first two words `word0` and `word1` load. Frames of one length come in runs. */
+const tally = (l: L, len: number, word0: Code[], word1: Code[]): Code[] => [
+  ...[get(len), get(l.runLen), op.ne],
+  op.if(...tallyRun(l), ...[get(len), set(l.runLen), op.const(0), set(l.run)]),
+  ...[get(l.run), op.const(1), op.add, set(l.run)],
+  ...[...word0, op.const(1), op.and],
+  op.if(
+    ...add(TALLY_GROUP, [op.const(1)]),
+    ...[...word0, op.const(-1), op.eq, ...word1, op.const(0xffff), op.and, op.const(0xffff), op.eq, op.and],
+    op.if(...add(TALLY_BROADCAST, [op.const(1)])),
+  ),
 ];
 
 /**
@@ -95,7 +99,6 @@ export const takePacket = (l: L & Record<'i' | 'segment' | 'window' | 'front', n
     ...[...times(l.i, 4), get(l.front), op.store128(SCRATCH_MEM, SCRATCH.front)],
     ...[get(l.len), get(l.headerLen), op.sub, set(l.len)],
     ...[...times(l.i, 2), set(l.b4), ...times(l.segment, 2), set(l.c4)],
-    ...put(SCRATCH.needs, [op.const(0)], l.b4),
     ...put(SCRATCH.first, [get(l.segment)], l.b4),
     ...put(SCRATCH.len, [get(l.len)], l.b4),
     ...put(SCRATCH.segWindow, [get(l.window)], l.c4),

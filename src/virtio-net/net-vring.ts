@@ -62,7 +62,6 @@ export class NetVring {
     const at = HEADER_BYTES * i;
     const flags = header.getUint8(at + HDR.flags);
     const gsoType = header.getUint8(at + HDR.gso_type);
-    burst.needs[i] = 0;
     // without CSUM the header's words mean nothing, and drivers do not care what is in them
     if (this.#maySend === 0 || ((flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) | gsoType) === 0) return;
     const needs = needsOf(
@@ -76,7 +75,10 @@ export class NetVring {
       this.#maySend,
     );
     if (needs === NEEDS_MALFORMED) len[i] = BAD_OFFLOAD;
-    else burst.needs[i] = needs;
+    else {
+      burst.needs[i] = needs;
+      burst.offloads = true;
+    }
   }
 
   /** Adds a burst's tally to the counters and clears it. */

@@ -26,7 +26,7 @@ import {
   locals,
   nextPacket,
   takePacket,
-  tallyBytes,
+  tallyRun,
   times,
 } from './module-parts.ts';
 
@@ -88,7 +88,7 @@ function takeFunction(): FunctionBody {
           ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.n), op.ltU],
         ),
       ),
-      ...tallyBytes(l),
+      ...tallyRun(l),
       get(l.i),
     ],
   };
@@ -120,7 +120,7 @@ function fillFunction(): FunctionBody {
           ...fillPacket(l),
         ),
       ),
-      ...tallyBytes(l),
+      ...tallyRun(l),
       ...copyAll(l),
       get(l.i),
     ],

@@ -17,7 +17,7 @@ import { tallyPacket } from './tally.ts';
 export function takePlain(ring: SplitRing, headerLen: number, burst: Burst, from: number, n: number): number {
   const { desc, descIdx, avail, availIdx, next, mask, num, map } = ring;
   const { hi: mapHi, lo: mapLo, reach, window: mapWindow, base } = map;
-  const { first, id: ids, len: lens, needs, front, segments } = burst;
+  const { first, id: ids, len: lens, front, segments } = burst;
   const { window, off: offs, len: pieceLens } = segments;
   const { dv } = ring.windows[mapWindow];
   let count = segments.count;
@@ -34,7 +34,6 @@ export function takePlain(ring: SplitRing, headerLen: number, burst: Burst, from
     if (dv.getUint16(base + distance, true) !== 0) break;
     const off = base + distance + headerLen;
     ids[i] = head;
-    needs[i] = 0;
     for (let word = 0; word < FRONT_WORDS; word++) front[FRONT_WORDS * i + word] = dv.getInt32(off + 4 * word, true);
     first[i] = count;
     window[count] = mapWindow;

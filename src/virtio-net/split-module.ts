@@ -21,7 +21,7 @@ import {
   locals,
   nextPacket,
   takePacket,
-  tallyBytes,
+  tallyRun,
   times,
 } from './module-parts.ts';
 
@@ -67,7 +67,7 @@ function takeFunction(): FunctionBody {
           ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.n), op.ltU],
         ),
       ),
-      ...tallyBytes(l),
+      ...tallyRun(l),
       get(l.i),
     ],
   };
@@ -100,7 +100,7 @@ function fillFunction(): FunctionBody {
           ...fillPacket(l),
         ),
       ),
-      ...tallyBytes(l),
+      ...tallyRun(l),
       ...copyAll(l),
       get(l.i),
     ],

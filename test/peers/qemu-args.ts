@@ -58,7 +58,7 @@ export interface QemuGuestOptions {
   device?: readonly string[];
   /** Properties of `-netdev vhost-user`. */
   netdev?: readonly string[];
-  /** Added to the kernel's command line; `g_mods=a,b` loads modules. */
+  /** Added to the kernel's command line; `g_mods=a,b` loads modules, in place of those that `blk` and `rng` need. */
   kernelArgs?: readonly string[];
   /** QEMU arguments, as they are. */
   args?: readonly string[];
@@ -89,7 +89,8 @@ export function qemuArguments(options: QemuGuestOptions, places: QemuPlaces): st
   const append = [console_, `g_name=${name}`, `g_ip=${ip}`];
   if (iommu) append.push('intel_iommu=on');
   if (hotplug) append.push('memhp_default_state=online');
-  if (options.rng !== undefined) append.push('g_mods=virtio_rng');
+  const modules = [options.blk && 'virtio_blk', options.rng && 'virtio_rng'].filter(Boolean);
+  if (modules.length > 0) append.push(`g_mods=${modules}`);
   append.push(...(options.kernelArgs ?? []));
   const memory = [`${memoryMiB}`, ...(hotplug ? [`slots=${hotplug.slots}`, `maxmem=${hotplug.maxMiB}M`] : [])];
   return [

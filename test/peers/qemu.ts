@@ -77,6 +77,11 @@ export class QemuGuest {
     return this.qemu?.endedHow;
   }
 
+  /** What QEMU itself said last. */
+  get said(): string {
+    return this.qemu?.lastLines(10) ?? '';
+  }
+
   /** The guest's console so far. */
   get log(): string {
     const file = this.path('log');
@@ -157,7 +162,7 @@ export class QemuGuest {
     } catch (error) {
       const { name } = this.options;
       const how = this.endedHow === undefined ? '' : `\n(QEMU ${this.endedHow})`;
-      const said = this.qemu?.lastLines(10) || 'nothing';
+      const said = this.said || 'nothing';
       throw new Error(
         `guest ${name}: ${(error as Error).message}${how}\n--- QEMU of ${name} said:\n${said}` +
           `\n--- console of ${name}, last lines:\n${lastLines(this.log, 15)}`,
