@@ -6,6 +6,7 @@
 export {
   type BackEndProgram,
   type OptionTable,
+  type OptionValue,
   type OptionValues,
   type ProgramDevices,
   runBackEnd,
@@ -15,7 +16,10 @@ export { DeviceHost, type DeviceHostOptions, type DeviceType, ReadOnlyConfig } f
 export { VhostHost, type VhostHostEvents, type VhostHostOptions } from './control/vhost-host.ts';
 export { type DeviceInfo, VhostSwitch, type VhostSwitchOptions } from './control/vhost-switch.ts';
 export { ConfigError, type ConfigErrorCode, ProtocolError, SwitchError, SysError } from './errors.ts';
+export type { LcorePlace } from './lcore/lcore-group.ts';
 export type { WindowViews } from './mem/window.ts';
+export type { MemorySlice, RamRegion } from './port/guest-ram.ts';
+export type { ChainLayout, NetHeader } from './port/net-queue.ts';
 export type { Port } from './port/port.ts';
 export type { VhostPort } from './port/vhost-port.ts';
 export { VirtioUser, type VirtioUserOptions } from './port/virtio-user.ts';

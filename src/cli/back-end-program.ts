@@ -5,20 +5,18 @@
  */
 import { DeviceHost, type DeviceHostOptions } from '../control/device-host.ts';
 import { ConfigError } from '../errors.ts';
-import { FLAG, formatHelp, givenValue, integer, type Option, parseOptions, TEXT, type ValueType } from './options.ts';
+import { FLAG, formatHelp, givenValue, integer, type Option, parseOptions, TEXT } from './options.ts';
 import { untilStopped } from './until-stopped.ts';
 
 /** The options of a program, by the names that it knows their values by. */
 export type OptionTable = Readonly<Record<string, Option>>;
 
 /** What a command line says of the options of a table: undefined for those that were not given and have no default. */
-export type OptionValues<T extends OptionTable> = {
-  readonly [name in keyof T]: T[name] extends { readonly type: ValueType<infer V>; readonly default: string }
-    ? V
-    : T[name] extends { readonly type: ValueType<infer V> }
-      ? V | undefined
-      : never;
-};
+export type OptionValues<T extends OptionTable> = { readonly [name in keyof T]: OptionValue<T[name]> };
+
+/** What a command line says of one option. */
+export type OptionValue<O extends Option> =
+  O extends Option<infer V> ? (O extends Record<'default', string> ? V : V | undefined) : never;
 
 /** What a back end is made of: its devices, how many at a time, and what is to be closed in the end. */
 export interface ProgramDevices extends Pick<DeviceHostOptions, 'createDevice' | 'maxDevices' | 'iommu'> {
@@ -28,6 +26,7 @@ export interface ProgramDevices extends Pick<DeviceHostOptions, 'createDevice' |
 
 /** A back end as a program. */
 export interface BackEndProgram<T extends OptionTable> {
+  /** what it calls itself in messages */
   readonly name: string;
   /** one sentence for the help */
   readonly summary: string;

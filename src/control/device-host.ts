@@ -62,6 +62,7 @@ export interface DeviceHostOptions {
   readonly iommu?: boolean;
   /** Makes the device for a front end that has connected. */
   createDevice(): DeviceType;
+  /** Hears what becomes of front ends and their devices; default: nobody does. */
   readonly log?: Log;
 }
 
@@ -99,6 +100,7 @@ class TypeModel implements DeviceModel {
   }
 }
 
+/** A vhost-user socket and the devices behind it, at work from the constructor to {@link DeviceHost.close}. */
 export class DeviceHost {
   /** Resolves when there is nothing more to serve: the host is closed, or the front end of a connected `fd` has gone. */
   readonly ended: Promise<void>;

@@ -43,8 +43,11 @@ function memoryNeeded(pairs: number, options: PairOptions): number {
   return alignUp(pairs * (2 * ringBytes + buffers[0] + buffers[1]), MEMORY_UNIT);
 }
 
+/** A guest's network card, connected to a back end. */
 export class VirtioUser {
+  /** What it was made with. */
   readonly options: VirtioUserOptions;
+  /** Its address, as text. */
   readonly mac: string;
   /** The six bytes of `mac`. */
   readonly macBytes: Uint8Array;
@@ -125,6 +128,7 @@ export class VirtioUser {
     return this.#frontEnd;
   }
 
+  /** Its queue pairs. */
   get pairs(): readonly NetPair[] {
     return this.#pairs;
   }
