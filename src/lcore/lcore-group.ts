@@ -96,7 +96,7 @@ export class LcoreGroup implements NetDatapath {
     const { vrings } = this.#entry(port);
     vrings[vring] ??= this.#threads.map(() => counterBlock(VRING_SLOTS));
     const users = this.#users(port, vring);
-    const state = users.length > 1 ? sharedRingState() : undefined;
+    const state = users.length > 1 ? sharedRingState(config.ring) : undefined;
     const counters = vrings[vring];
     await Promise.all(users.map((i) => this.#threads[i].startVring(port, vring, config, counters[i], state)));
   }

@@ -25,6 +25,7 @@ const BYTE_SPAN = 8 * VHOST_LOG_PAGE;
 /** Bytes of the bitmap that are held back; a power of two. A burst into random pages touches as many as it has packets. */
 const SLOTS = 64;
 const FREE = -1;
+const NO_FD = -1;
 
 /** The dirty log as the front end has given it: one bit a page of 4096 bytes of guest physical memory. */
 export interface DirtyLogPlace extends Place {
@@ -56,6 +57,9 @@ export class DirtyLog {
   readonly #taken = new Int32Array(SLOTS);
   #nTaken = 0;
 
+  /** eventfd to signal when `flush` says so, or −1 */
+  readonly callFd: number;
+
   /** Writes, or pages of them, that are in no piece or beyond the end of the bitmap: the front end does not want to know of them. */
   strays = 0;
 
@@ -68,6 +72,7 @@ export class DirtyLog {
     for (const { off: at, size: bytes } of [place, ...place.pages]) {
       if (at < 0 || bytes < 0 || at + bytes >= WINDOW_BYTES) throw new RangeError('dirty log: outside its window');
     }
+    this.callFd = place.callFd ?? NO_FD;
     this.#bitmap = windows[window].u8;
     this.#bitmapOff = off;
     this.#size = size;

@@ -123,7 +123,10 @@ export class VhostPort implements Port {
     const Ring = config.format === 'packed' ? PackedRing : SplitRing;
     const ring = new Ring(config, this.#map as AddressMap, windows, caller, state);
     this.#setLog(ring);
-    this.#set(index, { index, net: new NetVring(ring, features, counters), errFd, enabled });
+    const started = { index, net: new NetVring(ring, features, counters), errFd, enabled };
+    const fault = ring.start();
+    this.#set(index, started);
+    if (fault !== FAULT_NONE) this.#stopFaulty(started);
   }
 
   /** Stops a vring. @returns where it stands, or undefined if it was not started. */

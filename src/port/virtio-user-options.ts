@@ -4,6 +4,7 @@
 import { SwitchError } from '../errors.ts';
 import {
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
 } from '../uapi/vhost-user.ts';
@@ -52,6 +53,8 @@ export interface VirtioUserOptions {
   readonly packed?: boolean;
   /** Buffers used in order, as far as the back end offers IN_ORDER. Default false. */
   readonly inOrder?: boolean;
+  /** The back end keeps inflight records, as far as it offers INFLIGHT_SHMFD: they outlive it, for the one that comes after. Default false. */
+  readonly inflight?: boolean;
   /** Queue pairs; more than one needs the protocol feature MQ, and wants VIRTIO_NET_F_MQ. Default 1. */
   readonly pairs?: number;
   /** Descriptors of each ring, at most 32768; of split rings a power of two. Default 256. */
@@ -81,13 +84,18 @@ interface Wanted {
 
 export function wantedBy(options: VirtioUserOptions): Wanted {
   const { features = DEFAULT_FEATURES, protocolFeatures = DEFAULT_PROTOCOL_FEATURES } = options;
-  const { negotiateProtocol = true, pairs = 1, packed = false, inOrder = false } = options;
+  const { negotiateProtocol = true, pairs = 1, packed = false, inOrder = false, inflight = false } = options;
   const more = [
     ...(packed ? [VIRTIO_F_RING_PACKED] : []),
     ...(inOrder ? [VIRTIO_F_IN_ORDER] : []),
     ...(pairs > 1 ? [VIRTIO_NET_F_MQ] : []),
   ];
-  return { features: features | featureMask(...more), protocolFeatures, negotiateProtocol, pairs };
+  return {
+    features: features | featureMask(...more),
+    protocolFeatures: protocolFeatures | (inflight ? featureMask(VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD) : 0n),
+    negotiateProtocol,
+    pairs,
+  };
 }
 
 /** What card and back end agree upon; bit 30 is among the features. */

@@ -3,8 +3,13 @@
  * does, and sends and receives frames. For embedded guests, tests and benchmarks; works on any thread with an event loop.
  * @see VIRTIO 1.2 §5.1; QEMU docs/interop/vhost-user.rst
  */
+import { closeSync } from 'node:fs';
 import { SwitchError } from '../errors.ts';
-import { VHOST_USER_MAX_REGIONS, VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS } from '../uapi/vhost-user.ts';
+import {
+  VHOST_USER_MAX_REGIONS,
+  VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
+  VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD,
+} from '../uapi/vhost-user.ts';
 import {
   hasFeature,
   VHOST_USER_F_PROTOCOL_FEATURES,
@@ -13,6 +18,7 @@ import {
   VIRTIO_RING_F_EVENT_IDX,
 } from '../uapi/virtio.ts';
 import { netHeaderSize, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
+import type { SharedArea } from '../vhost/vhost-device.ts';
 import { FrontEnd } from '../vhost-user/front-end.ts';
 import { GuestRam } from './guest-ram.ts';
 import { type DrivenRing, NetPair, type PairOptions, ringLayout } from './net-pair.ts';
@@ -66,6 +72,8 @@ export class VirtioUser {
   #frontEnd: FrontEnd;
   /** this connection has the memory in slots, which outlive a restart of the rings */
   #memoryAdded = false;
+  /** what records of inflight buffers there are, for all vrings; the fd is the card's, and outlives the back end */
+  #inflight: SharedArea | undefined;
   #running = false;
   #closed = false;
 
@@ -141,6 +149,7 @@ export class VirtioUser {
   /** Shares the memory and starts every ring where it goes on, also after a connection is lost: behind what the back end has used. */
   async #start(): Promise<void> {
     await this.#shareMemory();
+    await this.#shareInflight();
     // Enabled first, as QEMU does: of a ring that runs disabled, what waits in it would be discarded.
     if (hasFeature(this.features, VHOST_USER_F_PROTOCOL_FEATURES)) {
       for (const [n, enabled] of this.#enabled.entries()) await this.#tellEnabled(n, enabled);
@@ -167,6 +176,21 @@ export class VirtioUser {
     if (this.#memoryAdded) return;
     for (const region of regions) await this.#frontEnd.addMemReg(region);
     this.#memoryAdded = true;
+  }
+
+  /** The records that the last back end has left, or new ones. */
+  async #shareInflight(): Promise<void> {
+    if (!hasFeature(this.protocolFeatures, VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD)) return;
+    const vrings = 2 * this.pairs.length;
+    const { ringSize } = this.#pairOptions;
+    this.#inflight ??= await this.#frontEnd.getInflightFd(vrings, ringSize);
+    await this.#frontEnd.setInflightFd(this.#inflight, vrings, ringSize);
+  }
+
+  /** What was inflight is so no more: the driver has begun anew. */
+  #dropInflight(): void {
+    if (this.#inflight !== undefined) closeSync(this.#inflight.fd);
+    this.#inflight = undefined;
   }
 
   async #startRing(index: number): Promise<void> {
@@ -254,8 +278,14 @@ export class VirtioUser {
    */
   async restart({ reset = false } = {}): Promise<void> {
     if (this.#running) await this.stop();
-    if (reset) for (const pair of this.pairs) pair.reset();
+    if (reset) this.reset();
     await this.#start();
+  }
+
+  /** Empties all rings, which are stopped or have lost their back end, as a driver does that is loaded again; frames on the way are lost. */
+  reset(): void {
+    for (const pair of this.pairs) pair.reset();
+    this.#dropInflight();
   }
 
   /** Connects again after the back end has gone, and goes on with the same features. Throws SwitchError (FEATURES_LOST). */
@@ -282,6 +312,7 @@ export class VirtioUser {
     if (this.#closed) return;
     this.#closed = true;
     this.#frontEnd.close();
+    this.#dropInflight();
     for (const pair of this.pairs) await pair.close();
     this.ram.close();
   }

@@ -42,6 +42,7 @@ const PORT_COUNTERS = {
   rx_drop_bad_offload: 'frames that could not be cut into what the guest takes: their headers are malformed',
   rx_drop_iotlb_miss: 'frames lost while a translation was missing',
   ring_fault_no_header: 'rings stopped: a chain shorter than the packet header',
+  ring_fault_inflight: 'rings stopped: inflight records of an unknown version, broken, or of another ring',
 } as const;
 
 /** A vring's counters, under DPDK's names. The sizes come first, in the order of the burst's tally. */

@@ -3,6 +3,7 @@
  * has here, so that the front end can serve page faults.
  * @see QEMU docs/interop/vhost-user.rst "Memory access", "Migration"
  */
+import { fstatSync } from 'node:fs';
 import {
   REQUEST,
   VHOST_USER_MAX_FDS,
@@ -21,7 +22,7 @@ import {
   U64,
 } from './message.ts';
 import { checkRegions } from './regions.ts';
-import { type Answer, ask, negotiated, type RequestRow, row, type Session } from './session.ts';
+import { type Answer, ask, negotiated, type RequestRow, row, type Session, type SessionRegion } from './session.ts';
 
 const SLOTS = { needs: VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS };
 /** Requests that may come while the addresses are not acknowledged. */
@@ -79,6 +80,16 @@ function checkFd(request: number, fd: number, { guestAddr }: RegionPayload): voi
   checkMemoryFd(request, fd, `the region at guest address 0x${guestAddr.toString(16)}`);
 }
 
+function sessionRegion(region: RegionPayload, fd: number): SessionRegion {
+  const { dev, ino } = fstatSync(fd);
+  return { ...region, dev, ino, added: 1 };
+}
+
+function isSame(a: SessionRegion, b: SessionRegion): boolean {
+  const keys = ['guestAddr', 'size', 'frontendAddr', 'fileOff', 'dev', 'ino'] as const;
+  return keys.every((key) => a[key] === b[key]);
+}
+
 /** The request's own payload with the addresses that the regions have here. */
 function addressAnswer(session: Session, { payload }: Message, encoded: Uint8Array): Answer {
   session.postcopy = 'addresses';
@@ -102,9 +113,10 @@ async function setMemTable(session: Session, message: Message): Promise<Answer |
   }
   checkAdded(session, request, [], regions);
   for (const [i, region] of regions.entries()) checkFd(request, fds[i], region);
+  const held = regions.map((region, i) => sessionRegion(region, fds[i]));
   const taken = fds.splice(0);
   await session.device.setMemory(regions.map((region, i) => ({ ...region, fd: taken[i] })));
-  session.regions = regions;
+  session.regions = held;
   if (!inPostcopy(session)) return undefined;
   const addresses = session.device.postcopyAddresses();
   const mapped = regions.map((region, i) => ({ ...region, frontendAddr: Number(addresses[i]) }));
@@ -116,18 +128,30 @@ async function addMemReg(session: Session, message: Message): Promise<Answer | u
   const { request, payload, fds } = message;
   const region = MEMORY_REGION.decode(request, payload);
   onlyFd(request, fds);
-  checkAdded(session, request, session.regions, [region]);
   checkFd(request, fds[0], region);
-  const [fd] = fds.splice(0);
-  await session.device.addMemory({ ...region, fd });
-  session.regions = [...session.regions, region];
+  const held = sessionRegion(region, fds[0]);
+  let at = session.regions.findIndex((other) => isSame(other, held));
+  if (at >= 0) session.regions = session.regions.with(at, { ...held, added: session.regions[at].added + 1 });
+  else {
+    checkAdded(session, request, session.regions, [region]);
+    const [fd] = fds.splice(0);
+    await session.device.addMemory({ ...region, fd });
+    at = session.regions.length;
+    session.regions = [...session.regions, held];
+  }
   if (!inPostcopy(session)) return undefined;
-  const frontendAddr = Number(session.device.postcopyAddresses().at(-1));
+  const frontendAddr = Number(session.device.postcopyAddresses()[at]);
   return addressAnswer(session, message, MEMORY_REGION.encode({ ...region, frontendAddr }));
 }
 
 async function remMemReg(session: Session, { request, payload }: Message): Promise<undefined> {
   const { guestAddr, size, frontendAddr } = MEMORY_REGION.decode(request, payload);
+  const at = session.regions.findIndex((held) => held.guestAddr === guestAddr && held.size === size);
+  if (at >= 0 && session.regions[at].added > 1) {
+    const held = session.regions[at];
+    session.regions = session.regions.with(at, { ...held, added: held.added - 1 });
+    return;
+  }
   await session.device.removeMemory(guestAddr, size, frontendAddr);
   session.regions = session.regions.filter((other) => other.guestAddr !== guestAddr);
 }

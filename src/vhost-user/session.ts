@@ -12,6 +12,14 @@ import { type Message, type Payload, protocolError, type RegionPayload } from '.
  */
 export type Postcopy = 'off' | 'advised' | 'listening' | 'addresses';
 
+/** A region that the device holds, and the file that it lies in. */
+export interface SessionRegion extends RegionPayload {
+  readonly dev: number;
+  readonly ino: number;
+  /** how often it has been added: QEMU up to 8 tells it once for every queue pair, and takes it away as often */
+  readonly added: number;
+}
+
 /** What one connection has agreed on. */
 export interface Session {
   readonly device: VhostDevice;
@@ -20,7 +28,7 @@ export interface Session {
   /** the virtio features that the driver has accepted */
   features: bigint;
   /** the regions the device holds */
-  regions: readonly RegionPayload[];
+  regions: readonly SessionRegion[];
   postcopy: Postcopy;
   /** Opens the way for the device's own requests, in place of one there may be; owns the socket. */
   openChannel(fd: number): void;

@@ -84,6 +84,12 @@ export class DeviceSpace {
     return place.off % align === 0 ? { place } : fail(`is not aligned to ${align} bytes`);
   }
 
+  /** The guest physical address of a place, or undefined where it lies in no region. */
+  guestAddrOf({ window, off }: Place): number | undefined {
+    const piece = this.memory.guestPieces.find((p) => p.window === window && off >= p.off && off < p.off + p.size);
+    return piece && piece.guestAddr + (off - piece.off);
+  }
+
   /** The region that holds a ring's address if it is not shared after all (GuestMemory.findPrivate), −1 otherwise. */
   findPrivate(addr: number): number {
     const at = this.#memoryAddr(addr);

@@ -43,7 +43,7 @@ export class VringRequests {
     });
   }
 
-  /** A running ring goes on where only its flags change, as they do when a migration begins. */
+  /** A running ring goes on where only its flags change, as they do when a migration begins, unless it is logged elsewhere from now on. */
   async setAddr(index: number, addresses: VringAddresses): Promise<void> {
     const vring = this.#vring(index);
     const { descAddr, availAddr, usedAddr } = vring.addresses ?? {};
@@ -52,8 +52,10 @@ export class VringRequests {
     const change = () => {
       vring.addresses = addresses;
     };
-    if (same && vring.running !== undefined) change();
-    else await this.#runner.change(vring, 'SET_VRING_ADDR', change);
+    if (same && vring.running !== undefined) {
+      change();
+      await this.#runner.relog(vring);
+    } else await this.#runner.change(vring, 'SET_VRING_ADDR', change);
   }
 
   async setBase(index: number, base: number): Promise<void> {

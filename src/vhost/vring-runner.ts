@@ -4,6 +4,7 @@
  */
 import { ProtocolError } from '../errors.ts';
 import type { Place } from '../mem/guest-memory.ts';
+import { VHOST_VRING_F_LOG } from '../uapi/vhost-user.ts';
 import {
   hasFeature,
   VIRTIO_F_IN_ORDER,
@@ -15,8 +16,8 @@ import type { InflightPlace } from '../virtqueue/ring-config.ts';
 import type { Datapath, VringConfig } from './datapath.ts';
 import type { DeviceSpace } from './device-space.ts';
 import { PrivateMemoryWatch } from './private-memory.ts';
-import { type FrontEndChannel, IOTLB_READ, IOTLB_WRITE } from './vhost-device.ts';
-import { type RingFormat, type RingPlaces, samePlaces, Vring } from './vring.ts';
+import { type FrontEndChannel, IOTLB_READ, IOTLB_WRITE, type VringAddresses } from './vhost-device.ts';
+import { type RingFormat, type RingPlaces, type RunningRing, samePlaces, Vring } from './vring.ts';
 
 /** What becomes of the vrings. */
 export interface RunnerEvents {
@@ -130,8 +131,9 @@ export class VringRunner {
     const hidden = this.incoming ? -1 : this.#space.findPrivate(vring.addresses.descAddr);
     if (hidden >= 0) throw new ProtocolError('PRIVATE_MEMORY', request, privateText(hidden));
     if (this.inBand) this.#makeOwnEvents(vring);
-    await this.#datapath.startVring(this.#port, vring.index, this.#config(vring, places, inflight));
-    vring.running = places;
+    const running = { ...places, usedLogAddr: this.#usedLogAddr(vring, places) };
+    await this.#datapath.startVring(this.#port, vring.index, this.#config(vring, running, inflight));
+    vring.running = running;
     if (vring.index === this.#readyVrings[0]) this.#watchMemory(vring);
     if (!this.#ready && this.#readyVrings.every((index) => this.vrings[index].running !== undefined)) {
       this.#ready = true;
@@ -214,10 +216,29 @@ export class VringRunner {
     return desc === undefined || avail === undefined || used === undefined ? undefined : { desc, avail, used };
   }
 
-  #config(vring: Vring, places: RingPlaces, inflight: InflightPlace | undefined): VringConfig {
+  /**
+   * Where a split ring's used ring is logged, if not where it lies. A ring without VHOST_VRING_F_LOG need not be logged at all, but a page
+   * marked once too often harms nobody, and QEMU sets the flag a moment after LOG_ALL. Of packed rings, and where addresses are
+   * translated, front ends say what helps nobody: the device area only, or an I/O virtual address.
+   */
+  #usedLogAddr({ addresses }: Vring, { used }: RingPlaces): number | undefined {
+    if (this.format !== 'split' || this.#space.translated) return undefined;
+    const { flags, logAddr } = addresses as VringAddresses;
+    return (flags & VHOST_VRING_F_LOG) === 0 || logAddr === this.#space.guestAddrOf(used) ? undefined : logAddr;
+  }
+
+  /** Starts a running ring anew if what its addresses say of logging is not what it does. */
+  async relog(vring: Vring): Promise<void> {
+    const { running } = vring;
+    if (running === undefined || running.usedLogAddr === this.#usedLogAddr(vring, running)) return;
+    await this.stop(vring);
+    await this.start(vring, 'SET_VRING_ADDR', true);
+  }
+
+  #config(vring: Vring, running: RunningRing, inflight: InflightPlace | undefined): VringConfig {
     return {
       ring: {
-        ...places,
+        ...running,
         format: this.format,
         num: vring.num,
         base: vring.baseOf(this.format),

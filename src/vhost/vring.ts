@@ -29,6 +29,12 @@ export interface RingPlaces {
   readonly used: Place;
 }
 
+/** A ring as the datapath has it. */
+export interface RunningRing extends RingPlaces {
+  /** RingConfig.usedLogAddr */
+  readonly usedLogAddr: number | undefined;
+}
+
 /** A part of a ring as the front end gave it. */
 export interface RingPart {
   readonly name: keyof RingPlaces;
@@ -56,7 +62,7 @@ export class Vring {
   started = false;
   enabled = false;
   /** where the datapath has it, or undefined if it does not */
-  running: RingPlaces | undefined;
+  running: RunningRing | undefined;
   readonly kick = new VringEvent();
   readonly call = new VringEvent();
   readonly err = new VringEvent();

@@ -38,6 +38,10 @@ export function dequeueBurst(vring: NetVring, stage: RingStage): number {
     if (from < n) i = stage.take(vring, from, n, ahead);
     ahead += i - from;
   }
+  if (ring.records !== undefined && !ring.begin(0, burst.id, burst.slots, i)) {
+    burst.tally.fill(0);
+    return 0;
+  }
   burst.first[i] = burst.segments.count;
   burst.count = i;
   burst.slotCount = ahead;

@@ -106,8 +106,8 @@ export class Enqueuer {
   #fillPlain(vring: NetVring, burst: Burst, from: number, n: number): number {
     const { ring } = vring;
     const end = Math.min(n, from + ring.ready - this.#filled);
-    // what is logged must be marked when it has been written: that is the general way's business
-    if (from >= end || ring.fault !== FAULT_NONE || ring.log !== undefined) return from;
+    // what is logged must be marked when it has been written, and what is recorded before: that is the general way's business
+    if (from >= end || ring.fault !== FAULT_NONE || ring.log !== undefined || ring.records !== undefined) return from;
     const src = this.#windows[burst.segments.window[burst.first[burst.list[from]]]];
     if (src === undefined) return from;
     const to = this.#ringStage.fill(vring, src, from, end, this.#filled);
@@ -222,6 +222,8 @@ export class Enqueuer {
       got += bytes;
       chains++;
     }
+    if (ring.records !== undefined && !ring.begin(this.#filled, this.#chainId, this.#chainSlots, chains))
+      return DROP_FAULT;
     this.#scatter(segments, first, end, headerLen, chains);
     if (ring.log !== undefined) this.#mark(ring.log, need);
     let ahead = this.#filled;

@@ -31,13 +31,14 @@ export class RingStage {
 
   /**
    * Takes packets `from` to `n` − 1 of the ring's available ones into the burst, as long as each is one plain descriptor in the
-   * memory chunk at hand, has 16 bytes and asks nothing of its receiver; they are counted in the burst's tally. @param ahead slots
-   * taken before, which packet `from` lies behind @returns the first packet that is something else, or `n`
+   * memory chunk at hand, has 16 bytes and asks nothing of its receiver, and while nothing that a predecessor has left comes first; they
+   * are counted in the burst's tally. @param ahead slots taken before, which packet `from` lies behind @returns the first packet that
+   * is something else, or `n`
    */
   take({ ring, headerLen }: NetVring, from: number, n: number, ahead: number): number {
     const { burst } = this;
-    const { map } = ring;
-    if (!map.writable) return from;
+    const { map, records } = ring;
+    if (!map.writable || (records !== undefined && records.pending > 0)) return from;
     const to = ring.packed
       ? this.#takePacked(ring as PackedRing, headerLen, from, n, ahead)
       : this.#takeSplit(ring as SplitRing, headerLen, from, n);

@@ -12,6 +12,7 @@ export const FAULT_ZERO_LENGTH = 6;
 export const FAULT_DIRECTION = 7;
 export const FAULT_INDIRECT = 8;
 export const FAULT_NO_HEADER = 9;
+export const FAULT_INFLIGHT = 10;
 
 /** By fault: the counter's name, and the sentence for the log. */
 export const FAULTS: readonly { readonly name: string; readonly text: string }[] = [
@@ -25,4 +26,5 @@ export const FAULTS: readonly { readonly name: string; readonly text: string }[]
   { name: 'direction', text: 'a descriptor is write-only where it should be read-only, or the other way round' },
   { name: 'indirect', text: 'an indirect table is malformed, nested or was not negotiated' },
   { name: 'no_header', text: 'a chain is shorter than the packet header' },
+  { name: 'inflight', text: 'its inflight records are of an unknown version, broken, or of another ring' },
 ];

@@ -98,14 +98,22 @@ export class SplitInflight {
    * store: what a crash leaves is a beginning of the burst, and the avail ring still has the rest.
    */
   begin(heads: Int32Array, n: number): void {
+    for (let i = 0; i < n; i++) this.take(heads[i]);
+  }
+
+  /** `begin` for one head. */
+  take(head: number): void {
     const state = this.#state;
-    for (let i = 0; i < n; i++) {
-      const at = this.#entry(heads[i]);
-      this.#i32[(at + DESC.counter) >> 2] = state[COUNTER_LO];
-      this.#i32[(at + DESC.counter + 4) >> 2] = state[COUNTER_HI];
-      takeCounter(state);
-      Atomics.store(this.#u8, at + DESC.inflight, 1);
-    }
+    const at = this.#entry(head);
+    this.#i32[(at + DESC.counter) >> 2] = state[COUNTER_LO];
+    this.#i32[(at + DESC.counter + 4) >> 2] = state[COUNTER_HI];
+    takeCounter(state);
+    Atomics.store(this.#u8, at + DESC.inflight, 1);
+  }
+
+  /** Slots of the ring that a buffer takes. */
+  slotsOf(_head: number): number {
+    return 1;
   }
 
   /**

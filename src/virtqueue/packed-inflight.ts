@@ -106,16 +106,19 @@ export class PackedInflight {
   begin(first: number, counts: Int32Array, n: number, entries: Int32Array): number {
     let at = first;
     for (let i = 0; i < n; i++) {
-      if (counts[i] < 1 || counts[i] > this.#state[FREE_COUNT]) return i;
-      entries[i] = this.#beginOne(at, counts[i]);
+      const entry = this.take(at, counts[i]);
+      if (entry < 0) return i;
+      entries[i] = entry;
       at += counts[i];
       if (at >= this.#num) at -= this.#num;
     }
     return n;
   }
 
-  #beginOne(first: number, count: number): number {
+  /** `begin` for one buffer. @returns its entry, or −1 if there are not enough left */
+  take(first: number, count: number): number {
     const state = this.#state;
+    if (count < 1 || count > state[FREE_COUNT]) return -1;
     const head = state[FREE_HEAD];
     const headAt = this.#entry(head);
     this.#i32[(headAt + DESC.counter) >> 2] = state[0];
@@ -224,6 +227,11 @@ export class PackedInflight {
       wrap ^= 1;
     }
     return (avail | (wrap << WRAP_BIT) | (state[USED_IDX] << 16) | (state[USED_WRAP] << 31)) >>> 0;
+  }
+
+  /** Descriptors of a buffer that is inflight. */
+  slotsOf(entry: number): number {
+    return this.#state[this.#count + entry];
   }
 
   /**

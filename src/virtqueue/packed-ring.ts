@@ -21,8 +21,9 @@ import {
   VRING_PACKED_EVENT_FLAG_ENABLE,
 } from '../uapi/virtio-ring.ts';
 import { appendBuffer, appendIndirect, CHAIN_NONE, chainFault, MAX_CHAIN_BYTES } from './chain.ts';
-import { FAULT_ADDRESS, FAULT_CHAIN_LOOP, FAULT_INDIRECT } from './fault.ts';
+import { FAULT_ADDRESS, FAULT_CHAIN_LOOP, FAULT_INDIRECT, FAULT_INFLIGHT } from './fault.ts';
 import type { RingConfig } from './ring-config.ts';
+import type { RingRecords } from './ring-records.ts';
 import { MAX_SEGMENTS, type SegmentList } from './segments.ts';
 import { STATE_FORMAT, Vring } from './vring.ts';
 
@@ -33,6 +34,10 @@ export const AVAIL_USED = AVAIL | USED;
 const INDEX_MASK = (1 << VRING_PACKED_EVENT_F_WRAP_CTR) - 1;
 
 const { off: DESC } = VRING_PACKED_DESC;
+
+/** The descriptors of a chain that a predecessor has left. */
+const copied = new DataView(new ArrayBuffer(VRING_PACKED_DESC.size * MAX_SEGMENTS));
+const copiedWords = new Int32Array(copied.buffer);
 
 export class PackedRing extends Vring {
   readonly packed = true;
@@ -134,13 +139,47 @@ export class PackedRing extends Vring {
     return this.ready;
   }
 
+  /**
+   * At the used index of the records, which know better than the base where the predecessor stopped. What it had taken and not used
+   * is available there.
+   */
+  protected resume(records: RingRecords): boolean {
+    const { packedBase } = records;
+    this.next = (packedBase >>> 16) & INDEX_MASK;
+    this.wrap = packedBase >>> 31;
+    if (this.log !== undefined) {
+      // recovery has set flags there
+      this.markUsed(this.log, records.pending);
+      this.flushLog(this.log);
+    }
+    return records.pending === 0 || this.#available(0);
+  }
+
   chainAt(ahead: number, direction: number, out: SegmentList): number {
-    if (ahead >= this.num || !this.#available(ahead)) return CHAIN_NONE;
-    const dv = this.#dv;
+    if (ahead >= this.num) return CHAIN_NONE;
+    const { records } = this;
+    if (records !== undefined && ahead < records.pending)
+      return this.#pendingChain(records, records.pendingAt(ahead), direction, out);
+    if (!this.#available(ahead)) return CHAIN_NONE;
+    return this.#chain(this.#dv, this.descOff, this.slotAt(ahead), this.num - ahead, direction, out);
+  }
+
+  /** A chain that a predecessor has left: what stands in the ring may be used elements already. */
+  #pendingChain(records: RingRecords, entry: number, direction: number, out: SegmentList): number {
+    const slots = records.slotsOf(entry);
+    if (slots > MAX_SEGMENTS) return chainFault(this, FAULT_CHAIN_LOOP);
+    records.descriptors(entry, copiedWords);
+    const total = this.#chain(copied, 0, 0, slots, direction, out);
+    return total < 0 || this.chainSlots === slots ? total : chainFault(this, FAULT_INFLIGHT);
+  }
+
+  /** Appends the chain that begins with descriptor `first` of the ring at `off` in `dv`, and has `limit` descriptors at most. */
+  #chain(dv: DataView, off: number, first: number, limit: number, direction: number, out: SegmentList): number {
     let total = 0;
     for (let steps = 1; ; steps++) {
-      if (ahead + steps > this.num || steps > MAX_SEGMENTS) return chainFault(this, FAULT_CHAIN_LOOP);
-      const at = this.descOff + VRING_PACKED_DESC.size * this.slotAt(ahead + steps - 1);
+      if (steps > limit || steps > MAX_SEGMENTS) return chainFault(this, FAULT_CHAIN_LOOP);
+      const slot = first + steps - 1;
+      const at = off + VRING_PACKED_DESC.size * (slot < this.num ? slot : slot - this.num);
       const lo = dv.getInt32(at, true);
       const hi = dv.getInt32(at + 4, true);
       const len = dv.getInt32(at + DESC.len, true);

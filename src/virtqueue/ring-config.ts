@@ -28,6 +28,11 @@ export interface RingConfig {
   /** eventfds, or NO_FD; they stay the device's */
   readonly kickFd: number;
   readonly callFd: number;
+  /**
+   * the guest physical address that writes to a split ring's used ring are logged under (SET_VRING_ADDR's `log`); undefined for where
+   * the used ring lies
+   */
+  readonly usedLogAddr?: number | undefined;
   /** the inflight records of this ring (vhost-user "Inflight I/O tracking"), if the front end wants them */
   readonly inflight?: InflightPlace | undefined;
 }

@@ -25,6 +25,7 @@ import {
   FAULT_INDIRECT,
 } from './fault.ts';
 import type { RingConfig } from './ring-config.ts';
+import type { RingRecords } from './ring-records.ts';
 import { MAX_SEGMENTS, type SegmentList } from './segments.ts';
 import { STATE_FORMAT, Vring } from './vring.ts';
 
@@ -50,6 +51,7 @@ export class SplitRing extends Vring {
   readonly used32: Int32Array;
   readonly usedRingIdx: number;
   readonly #usedWindow: number;
+  readonly #usedLogAddr: number | undefined;
 
   /** the position: next entry of the avail ring to take and of the used ring to fill; runs freely modulo 2¹⁶ */
   next: number;
@@ -81,6 +83,7 @@ export class SplitRing extends Vring {
     this.avail = windows[avail.window].u16;
     this.availIdx = avail.off >> 1;
     this.#usedWindow = used.window;
+    this.#usedLogAddr = config.usedLogAddr;
     this.used16 = windows[used.window].u16;
     this.usedIdx16 = used.off >> 1;
     this.used32 = windows[used.window].i32;
@@ -118,9 +121,18 @@ export class SplitRing extends Vring {
     return ready;
   }
 
+  /** What was taken and not used lies between the used and the avail index. */
+  protected resume(records: RingRecords): boolean {
+    return records.pending <= ((Atomics.load(this.avail, this.availIdx + 1) - this.next) & 0xffff);
+  }
+
   chainAt(ahead: number, direction: number, out: SegmentList): number {
     if (ahead >= this.ready) return CHAIN_NONE;
-    const head = this.avail[this.availIdx + 2 + ((this.next + ahead) & this.mask)];
+    const { records } = this;
+    const head =
+      records !== undefined && ahead < records.pending
+        ? records.pendingAt(ahead)
+        : this.avail[this.availIdx + 2 + ((this.next + ahead) & this.mask)];
     if (head >= this.num) return chainFault(this, FAULT_HEAD_RANGE);
     this.chainId = head;
     this.chainSlots = 1;
@@ -184,14 +196,20 @@ export class SplitRing extends Vring {
   protected markUsed(log: DirtyLog, slots: number): void {
     const from = this.next & this.mask;
     const first = Math.min(slots, this.num - from);
-    log.mark(this.#usedWindow, this.usedRingOff + VRING_USED_ELEM.size * from, VRING_USED_ELEM.size * first);
-    log.mark(this.#usedWindow, this.usedRingOff, VRING_USED_ELEM.size * (slots - first));
+    this.#mark(log, VRING_AVAIL.size + VRING_USED_ELEM.size * from, VRING_USED_ELEM.size * first);
+    this.#mark(log, VRING_AVAIL.size, VRING_USED_ELEM.size * (slots - first));
   }
 
   /** Flags and index, and avail_event. */
   protected markShown(log: DirtyLog): void {
-    log.mark(this.#usedWindow, this.usedRingOff - VRING_AVAIL.size, VRING_AVAIL.size);
-    log.mark(this.#usedWindow, this.usedRingOff + VRING_USED_ELEM.size * this.num, 2);
+    this.#mark(log, 0, VRING_AVAIL.size);
+    this.#mark(log, VRING_AVAIL.size + VRING_USED_ELEM.size * this.num, 2);
+  }
+
+  /** Marks `len` bytes at `off` of the used ring. */
+  #mark(log: DirtyLog, off: number, len: number): void {
+    if (this.#usedLogAddr === undefined) log.mark(this.#usedWindow, this.usedRingOff - VRING_AVAIL.size + off, len);
+    else log.markGuest(this.#usedLogAddr + off, len);
   }
 }
 

@@ -11,8 +11,9 @@ import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import { acquire, release } from '../sys/lock.ts';
-import { FAULT_NONE } from './fault.ts';
+import { FAULT_INFLIGHT, FAULT_NONE } from './fault.ts';
 import type { RingConfig } from './ring-config.ts';
+import { RingRecords, recordsWords } from './ring-records.ts';
 import type { SegmentList } from './segments.ts';
 
 const NO_FD = -1;
@@ -26,13 +27,15 @@ export const STATE_FORMAT = 3;
 const STATE_WORDS = 8;
 
 /** What lcores share of one ring; each makes a Vring of its own over it. */
-export const sharedRingState = () => new SharedArrayBuffer(4 * STATE_WORDS);
+export const sharedRingState = (config: RingConfig) => new SharedArrayBuffer(4 * (STATE_WORDS + recordsWords(config)));
 
 export abstract class Vring {
   abstract readonly packed: boolean;
   /** the window that holds the ring and all its parts that fast paths use, or −1 */
   abstract readonly window: number;
   readonly num: number;
+  /** the position, modulo what the format says */
+  abstract next: number;
   map: AddressMap;
   /** this thread's windows, by id */
   readonly windows: readonly WindowViews[];
@@ -43,6 +46,8 @@ export abstract class Vring {
   callFd: number;
   /** where writes to guest memory are recorded, while the guest is being migrated; set once the ring has been made */
   log: DirtyLog | undefined;
+  /** what outlives this process, of a ring that has such records: each buffer taken is told to `begin`; `start` comes first */
+  readonly records: RingRecords | undefined;
   readonly #caller: Caller;
 
   /** slots known to be available from the position on; a packed ring that has one says `num` */
@@ -83,7 +88,29 @@ export abstract class Vring {
     this.kickFd = config.kickFd;
     this.callFd = config.callFd;
     this.#caller = caller;
+    const recordsState = this.#state?.subarray(STATE_WORDS) ?? new Int32Array(recordsWords(config));
+    this.records = config.inflight && new RingRecords(config, config.inflight, windows, recordsState);
   }
+
+  /**
+   * Takes over what a predecessor has left inflight: it comes before everything else. Once for all lcores that use the ring.
+   * @returns FAULT_NONE, or the fault that this call has put the ring at
+   */
+  start(): number {
+    const { records } = this;
+    if (records === undefined) return FAULT_NONE;
+    this.enter();
+    let found = FAULT_NONE;
+    if (!records.isRecovered) {
+      const usable = records.recover(this.base) >= 0 && this.resume(records);
+      if (!usable) found = this.fault = FAULT_INFLIGHT;
+    }
+    this.leave();
+    return found;
+  }
+
+  /** Goes on behind what the records say. @returns false if that cannot be */
+  protected abstract resume(records: RingRecords): boolean;
 
   /** Takes the ring for this lcore, and learns what the others have done to it. */
   enter(): void {
@@ -124,6 +151,20 @@ export abstract class Vring {
    */
   abstract chainAt(ahead: number, direction: number, out: SegmentList): number;
 
+  /**
+   * Notes in the records that `n` buffers have been taken, one behind the other from the slot `ahead` on; to be called before any of
+   * them is touched. All are handed back by the next `publish`.
+   * @param ids the `chainId` of each
+   * @param slots the `chainSlots` of each; a split ring does not look
+   * @returns false if the records have no room: the ring is at fault
+   */
+  begin(ahead: number, ids: Int32Array, slots: Int32Array, n: number): boolean {
+    const { records } = this;
+    if (records === undefined || records.begin(this.next, ahead, ids, slots, n)) return true;
+    this.fault = FAULT_INFLIGHT;
+    return false;
+  }
+
   /** Fills the used element `ahead`: chain `id`, of which `len` bytes were written. The driver sees it after `publish`. */
   abstract putUsed(ahead: number, id: number, len: number): void;
 
@@ -132,16 +173,24 @@ export abstract class Vring {
    * been marked in the log
    */
   publish(slots: number, written: boolean): void {
-    const { log } = this;
+    const { log, records } = this;
+    let logged = false;
     if (log !== undefined) {
       this.markUsed(log, slots);
-      log.flush();
+      logged = log.flush();
     }
+    if (records !== undefined) records.end();
     this.show(slots, written);
+    if (records !== undefined) records.commit(slots, this.next);
     if (log !== undefined) {
       this.markShown(log);
-      log.flush();
+      this.flushLog(log, logged);
     }
+  }
+
+  /** Flushes the log, and signals the front end if anything came of that. @param logged something has come before */
+  protected flushLog(log: DirtyLog, logged = false): void {
+    if ((log.flush() || logged) && log.callFd !== NO_FD) this.#caller.call(log.callFd);
   }
 
   protected abstract show(slots: number, written: boolean): void;
@@ -166,7 +215,7 @@ export abstract class Vring {
     this.setEvents(wanted, ahead);
     if (this.log === undefined) return;
     this.markShown(this.log);
-    this.log.flush();
+    this.flushLog(this.log);
   }
 
   protected abstract setEvents(wanted: boolean, ahead: number): void;

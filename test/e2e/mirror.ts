@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { setImmediate as yieldNow } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
 import type { VirtioUser } from '../../src/port/virtio-user.ts';
-import { ipBytes, L4_END, udpFrame } from '../kit/packets.ts';
+import { ipBytes, L4_END, udpFrame } from '../kit/ip-packets.ts';
 
 /** Frames of one flow on the way at a time. */
 const WINDOW = 16;

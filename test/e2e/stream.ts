@@ -132,17 +132,22 @@ export class Stream {
    */
   noteDeath(stopped = false): number {
     this.drain();
-    const driver = asSplit(this.from.ring(TX).driver);
-    this.#usedAtDeath = driver.sharedUsedIdx;
-    this.#held = offered(driver, driver.sharedUsedIdx, driver.availIdx);
     if (stopped) this.#forgive();
     else this.#repeatFrom = this.#seen - this.window;
+    const { driver } = this.from.ring(TX);
+    if (driver.format === 'packed') {
+      this.from.pairs[0].tx.reapAll();
+      return driver.size - driver.nFree;
+    }
+    const split = asSplit(driver);
+    this.#usedAtDeath = split.sharedUsedIdx;
+    this.#held = offered(split, split.sharedUsedIdx, split.availIdx);
     return this.#held.length;
   }
 
   /** A guest, sender or receiver, loses its memory while there is no back end; call after {@link noteDeath}. */
   rebootDead(which: 'from' | 'to'): void {
-    this[which].pairs[0].reset();
+    this[which].reset();
     this.noteDeath(true);
   }
 
@@ -165,9 +170,17 @@ export class Stream {
       assert.ok(got && Buffer.from(got).equals(expected), `frame ${n} of ${frames} from ${this.to.mac}`);
     }
     // A frame can be here before its buffer is back; one that is not would be sent again after a restart, and flooded.
-    const driver = asSplit(this.to.ring(TX).driver);
-    const taken = () => driver.sharedUsedIdx === driver.availIdx;
-    await waitUntil('the buffers of the frames to come back', taken, PATIENCE_MS, { everyMs: 1 });
+    await this.#allBack(this.to);
+  }
+
+  /** Waits until a card has every transmit buffer back; it fails when one comes back twice. */
+  async #allBack({ pairs: [{ tx }] }: VirtioUser): Promise<void> {
+    const taken = () => {
+      tx.reapAll();
+      return tx.ring.nFree === tx.ring.size;
+    };
+    const details = () => `${tx.ring.size - tx.ring.nFree} descriptors of ${tx.ring.size} are on the way`;
+    await waitUntil('the buffers of the frames to come back', taken, PATIENCE_MS, { everyMs: 1, details });
   }
 
   /** The receiver connects again, before the sender does, and says where it is, so that frames for it are not flooded. */
@@ -184,7 +197,9 @@ export class Stream {
   /** The sender connects again: every descriptor that the dead back end held is used by the new one, exactly once. */
   async reconnectSender(deadlineMs: number): Promise<void> {
     await this.from.reconnect(deadlineMs);
-    const driver = asSplit(this.from.ring(TX).driver);
+    const { driver: ring } = this.from.ring(TX);
+    if (ring.format === 'packed') return this.#allBack(this.from);
+    const driver = asSplit(ring);
     const from = this.#usedAtDeath;
     const to = driver.availIdx;
     await waitUntil('every descriptor to be used', () => driver.sharedUsedIdx === to, PATIENCE_MS, {
@@ -198,16 +213,19 @@ export class Stream {
 
   /** Waits until nothing is on the way: then every receive buffer, of one descriptor each, is on offer exactly once. */
   async assertWhole(): Promise<void> {
-    const driver = asSplit(this.to.ring(RX).driver);
+    const { driver } = this.to.ring(RX);
     const free = () => {
       this.drain();
-      return ((driver.availIdx - driver.sharedUsedIdx) & 0xffff) === driver.size && this.#seen === this.#next;
+      return driver.nFree === 0 && !driver.ready && this.#seen === this.#next;
     };
     const details = () => `${this.#seen} of ${this.#next} frames from ${this.from.mac} have come`;
     await waitUntil('all receive buffers to be on offer', free, PATIENCE_MS, { everyMs: 1, details });
-    const heads = offered(driver, driver.sharedUsedIdx, driver.availIdx).sort(ascending);
-    const all = Array.from({ length: driver.size }, (_, i) => i);
-    assert.deepEqual(heads, all);
+    if (driver.format === 'split') {
+      const split = asSplit(driver);
+      const heads = offered(split, split.sharedUsedIdx, split.availIdx).sort(ascending);
+      const all = Array.from({ length: split.size }, (_, i) => i);
+      assert.deepEqual(heads, all);
+    }
     assert.ok(this.to.pairs[0].rx.guardsIntact, 'the back end wrote outside the receive buffers');
   }
 }

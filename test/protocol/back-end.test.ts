@@ -120,9 +120,24 @@ test('509 memory slots: filled one by one, the 510th refused, a removed one usab
     for (let i = 0; i < slots; i++) await frontEnd.addMemReg(region(i * 0x1000, fd));
     await assert.rejects(frontEnd.addMemReg(region(0x1000_0000, fd)), { code: 'PROTOCOL_REPLY' });
     await frontEnd.remMemReg(region(0x5000, fd));
-    await assert.rejects(frontEnd.addMemReg(region(0x6000, fd)), { code: 'PROTOCOL_REPLY' }, 'still overlaps');
+    await assert.rejects(frontEnd.addMemReg(region(0x6000, box.memfd())), { code: 'PROTOCOL_REPLY' }, 'still overlaps');
     await frontEnd.addMemReg(region(0x5000, fd));
     assert.equal(devices[0].calls.length, slots + 2);
+  }));
+
+test('a region added once a queue pair, as QEMU up to 8 does: it is there once, and gone when it was taken away as often', () =>
+  withFrontEnd(async (frontEnd, { devices }, box) => {
+    await frontEnd.setProtocolFeatures(0x8008n);
+    const one = region(0x1000, box.memfd());
+    for (let pair = 0; pair < 3; pair++) await frontEnd.addMemReg(one);
+    const told = (what: string) => devices[0].calls.filter(([name]) => name === what).length;
+    assert.equal(told('addMemory'), 1);
+    await assert.rejects(frontEnd.addMemReg({ ...one, fd: box.memfd() }), { code: 'PROTOCOL_REPLY' }, 'another file');
+    for (let pair = 0; pair < 3; pair++) {
+      assert.equal(told('removeMemory'), 0);
+      await frontEnd.remMemReg(one);
+    }
+    assert.equal(told('removeMemory'), 1);
   }));
 
 test('RESET_OWNER, as some versions of QEMU send it when the guest reboots: rings are disabled, memory stays', () =>

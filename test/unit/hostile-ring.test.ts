@@ -340,13 +340,14 @@ for (const format of FORMATS) {
       }
     });
 
-  test(`${format} ring: every fault has been provoked here`, () => {
+  test(`${format} ring: every fault has been provoked here, but for that of inflight records, which have tests of their own`, () => {
     const provoked = new Set(
       [...badChains(0, format), ...badChains(VRING_DESC_F_WRITE, format)].map(({ fault }) => fault),
     );
+    const elsewhere = format === 'split' ? [] : ['head_range', 'desc_range'];
     assert.deepEqual(
       FAULTS.map(({ name }) => name).filter((name) => !provoked.has(name)),
-      format === 'split' ? ['none', 'avail_jump'] : ['none', 'avail_jump', 'head_range', 'desc_range'],
+      ['none', 'avail_jump', ...elsewhere, 'inflight'],
     );
   });
 }

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { createEventfd } from '../../src/sys/eventfd.ts';
+import { VHOST_VRING_F_LOG } from '../../src/uapi/vhost-user.ts';
 import {
   featureMask,
   VIRTIO_F_ACCESS_PLATFORM,
@@ -9,6 +10,7 @@ import {
 } from '../../src/uapi/virtio.ts';
 import { IOTLB_READ, IOTLB_WRITE } from '../../src/vhost/vhost-device.ts';
 import {
+  addresses,
   DeviceBench,
   FRONTEND,
   leakless,
@@ -64,6 +66,11 @@ test('virtio device: a ring waits for the translations of its parts, asks for ea
         [USED, 4096, true],
       ],
     );
+    const { calls } = datapath;
+    calls.length = 0;
+    const parts = addresses(0, 0, IOVA);
+    await device.setVringAddr(0, { ...parts, flags: VHOST_VRING_F_LOG, logAddr: parts.usedAddr });
+    assert.deepEqual([calls, datapath.running[0]!.config.ring.usedLogAddr], [[], undefined], 'logged where it lies');
     await device.destroy();
   }));
 

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { createEventfd, drain, eventfdCount, signal } from '../../src/sys/eventfd.ts';
+import { VHOST_VRING_F_LOG } from '../../src/uapi/vhost-user.ts';
 import { featureMask, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { NO_FD } from '../../src/vhost/vhost-device.ts';
 import {
@@ -113,11 +114,34 @@ test('virtio device: GET_VRING_BASE says whether to wait for what is in flight',
 test('virtio device: flags alone, or the same size again, do not stop a ring', () =>
   leakless(async () => {
     const { device, datapath } = await bench().setUp({ vrings: [0] });
-    await device.setVringAddr(0, { ...addresses(0), flags: 1, logAddr: 4096 });
+    const logAddr = addresses(0).usedAddr - FRONTEND;
+    await device.setVringAddr(0, { ...addresses(0), flags: VHOST_VRING_F_LOG, logAddr });
+    await device.setVringAddr(0, { ...addresses(0), flags: 0, logAddr: 4096 });
     await device.setVringNum(0, NUM);
     assert.deepEqual(datapath.calls, []);
+    assert.equal(datapath.running[0]!.config.ring.usedLogAddr, undefined);
     await device.setVringAddr(0, { ...addresses(0), usedAddr: addresses(0).usedAddr + 64 });
     assert.deepEqual(datapath.calls, ['stop 0', 'start 0']);
+    await device.destroy();
+  }));
+
+test('virtio device: a split ring whose used ring is to be logged elsewhere goes on so', () =>
+  leakless(async () => {
+    const { device, datapath } = await bench().setUp({ vrings: [0] });
+    const logAddr = () => datapath.running[0]!.config.ring.usedLogAddr;
+    const at = (logAddr: number, flags = VHOST_VRING_F_LOG) =>
+      device.setVringAddr(0, { ...addresses(0), flags, logAddr });
+    await at(4096);
+    assert.deepEqual([logAddr(), datapath.calls], [4096, ['stop 0', 'start 0']]);
+    await at(4096);
+    assert.equal(datapath.calls.length, 2);
+    await at(0);
+    assert.equal(logAddr(), 0);
+    await at(4096, 0);
+    assert.equal(logAddr(), undefined);
+    await at(4096);
+    await device.setFeatures(PACKED, true);
+    assert.equal(logAddr(), undefined);
     await device.destroy();
   }));
 
