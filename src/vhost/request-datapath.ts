@@ -105,8 +105,9 @@ export class RequestDatapath implements Datapath {
     const Ring = config.format === 'packed' ? PackedRing : SplitRing;
     const ring = new Ring(config, this.#map, this.#windows, this.#caller);
     ring.log = this.#log;
-    const queue = new RequestQueue(ring, index, features);
-    this.#vrings.set(index, { index, queue, errFd, enabled, faultTold: false });
+    const vring = { index, queue: new RequestQueue(ring, index, features), errFd, enabled, faultTold: false };
+    this.#vrings.set(index, vring);
+    if (ring.start() !== FAULT_NONE) this.#tellFault(vring);
     if (config.kickFd !== NO_FD) this.#kicks.add(config.kickFd);
     this.#choosePolling();
     this.#serveSoon();

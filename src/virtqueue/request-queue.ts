@@ -50,6 +50,9 @@ export class RequestQueue {
   readonly #vring: number;
   readonly #features: bigint;
   readonly #segments = new SegmentList();
+  /** what `Vring.begin` is told of the request at hand */
+  readonly #id = new Int32Array(1);
+  readonly #size = new Int32Array(1);
   /** given out and not given back, in the ring's order; the slots they take */
   #pending: QueuedRequest[] = [];
   #slots = 0;
@@ -60,7 +63,7 @@ export class RequestQueue {
   /** the next request needs a translation, which `ring.missLo` and `missHi` say; set to false once it may be there */
   missing = false;
 
-  /** `vring` and `features` are for the requests to tell. Nobody else uses the ring. */
+  /** `vring` and `features` are for the requests to tell. Nobody else uses the ring, which has been started. */
   constructor(ring: Vring, vring: number, features: bigint) {
     this.ring = ring;
     this.#vring = vring;
@@ -82,10 +85,18 @@ export class RequestQueue {
     list.count = 0;
     list.writableFrom = -1;
     const bytes = ring.chainAt(this.#slots, READ_THEN_WRITE, list);
-    if (bytes >= 0) return this.#take(list);
+    if (bytes >= 0) return this.#begin() ? this.#take(list) : undefined;
     if (bytes === CHAIN_FULL) ring.fault = FAULT_CHAIN_LOOP;
     this.missing = bytes === CHAIN_MISS;
     return undefined;
+  }
+
+  /** The request is inflight, before anything of it is touched. @returns false, with the ring at fault, if its records have no room */
+  #begin(): boolean {
+    const { ring } = this;
+    this.#id[0] = ring.chainId;
+    this.#size[0] = ring.chainSlots;
+    return ring.begin(this.#slots, this.#id, this.#size, 1);
   }
 
   #take(list: SegmentList): QueuedRequest {
@@ -169,7 +180,7 @@ export class RequestQueue {
       this.ring.putUsed(slots, id, written);
       slots += taken;
     }
-    this.ring.publish(slots, ready[0].written > 0);
+    this.ring.publish(slots, ready[0].written > 0, ready.length);
     this.#slots -= slots;
     return true;
   }

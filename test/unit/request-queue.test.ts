@@ -5,12 +5,14 @@ import fc from 'fast-check';
 import { AddressMap } from '../../src/mem/address-map.ts';
 import { DirtyLog } from '../../src/mem/dirty-log.ts';
 import { Caller } from '../../src/sys/eventfd.ts';
+import { inflightQueueBytes } from '../../src/uapi/inflight.ts';
 import { VRING_DESC_F_NEXT } from '../../src/uapi/virtio-ring.ts';
 import { NO_FD } from '../../src/vhost/vhost-device.ts';
 import type { Segment } from '../../src/virtqueue/driver-ring.ts';
 import { FAULTS } from '../../src/virtqueue/fault.ts';
 import { PackedRing } from '../../src/virtqueue/packed-ring.ts';
 import { MAX_PENDING, RequestQueue } from '../../src/virtqueue/request-queue.ts';
+import type { RingConfig } from '../../src/virtqueue/ring-config.ts';
 import { SplitRing } from '../../src/virtqueue/split-ring.ts';
 import { Dice } from '../kit/naive-driver.ts';
 import { Ram } from '../kit/ram.ts';
@@ -23,35 +25,43 @@ const text = (string: string) => new TextEncoder().encode(string);
 class Bench {
   readonly ram: Ram;
   readonly driver: RequestDriver;
-  readonly queue: RequestQueue;
+  readonly #config: RingConfig;
+  /** that of the device at work */
+  queue: RequestQueue;
 
   constructor({ size = 64, cuts = [] as readonly number[], indirect = true, ...options }: BenchOptions = {}) {
     this.ram = new Ram({ cuts });
     this.driver = new RequestDriver(this.ram, size, options);
     const { addr, layout, ring: driver } = this.driver;
     const placeOf = (off: number) => ({ window: this.ram.handle.id, off: this.ram.offsetOf(addr) + off });
-    const Ring = options.packed ? PackedRing : SplitRing;
+    const records = options.inflight ? this.ram.alloc(inflightQueueBytes(driver.format, size)) : undefined;
+    this.#config = {
+      format: driver.format,
+      num: size,
+      desc: placeOf(layout.descOff),
+      avail: placeOf(layout.availOff),
+      used: placeOf(layout.usedOff),
+      base: options.packed ? 0x8000_8000 : 0,
+      eventIdx: options.eventIdx ?? false,
+      indirect,
+      inOrder: options.inOrder ?? false,
+      kickFd: NO_FD,
+      callFd: NO_FD,
+      inflight: records && { ...this.ram.place(records), num: size },
+    };
+    this.queue = this.newDevice();
+  }
+
+  /** A device that takes the ring over, with nothing but what is in memory, and a base as QEMU has it for want of a better one. */
+  newDevice(): RequestQueue {
+    const Ring = this.#config.format === 'packed' ? PackedRing : SplitRing;
     const windows = [];
     windows[this.ram.handle.id] = this.ram.views;
-    const ring = new Ring(
-      {
-        format: driver.format,
-        num: size,
-        desc: placeOf(layout.descOff),
-        avail: placeOf(layout.availOff),
-        used: placeOf(layout.usedOff),
-        base: options.packed ? 0x8000_8000 : 0,
-        eventIdx: options.eventIdx ?? false,
-        indirect,
-        inOrder: options.inOrder ?? false,
-        kickFd: NO_FD,
-        callFd: NO_FD,
-      },
-      new AddressMap(this.ram.chunks),
-      windows,
-      new Caller(new Int32Array(1), 0),
-    );
+    const caller = new Caller(new Int32Array(1), 0);
+    const ring = new Ring(this.#config, new AddressMap(this.ram.chunks), windows, caller);
+    assert.equal(FAULTS[ring.start()].name, 'none');
     this.queue = new RequestQueue(ring, 3, 7n);
+    return this.queue;
   }
 
   get fault(): string {
@@ -93,6 +103,8 @@ interface BenchOptions extends RequestRing {
   readonly size?: number;
   readonly cuts?: readonly number[];
   readonly indirect?: boolean;
+  /** the ring has inflight records */
+  readonly inflight?: boolean;
 }
 
 const words = (n: number, from = 0) => Array.from({ length: n }, (_, i) => `word${from + i}`);
@@ -407,6 +419,28 @@ for (const packed of [false, true]) {
           at = ram.views.dv.getUint16(off + 14, true);
         }
         return at;
+      }
+    });
+
+    test('a device that takes over begins with the requests that were not given back, and records what it does', () => {
+      const bench = new Bench({ packed, size: 16, inflight: true });
+      let [asked, done] = [0, 0];
+      for (let life = 0; life < 60; life++) {
+        const { queue } = bench;
+        for (; asked < done + 5; asked++) bench.ask(`word${asked}`);
+        const requests = Array.from({ length: 5 }, () => bench.pop());
+        assert.deepEqual(
+          requests.map(({ readable }) => Buffer.from(readable.read()).toString()),
+          words(5, done),
+          `life ${life}`,
+        );
+        assert.equal(queue.pop(), undefined);
+        // the last of them are held back, and lost with this life
+        for (const i of [4, 1, 3, 0].slice(life % 3)) bench.echo(requests[i]);
+        const n = [2, 2, 1][life % 3];
+        assert.deepEqual(bench.answers, words(n, done));
+        done += n;
+        bench.newDevice();
       }
     });
 
