@@ -22,14 +22,17 @@ export interface Option<T = unknown> {
   readonly value?: string;
   /** The value may be left out, and is given as `--long=VALUE` only. */
   readonly optionalValue?: true;
+  /** How its value is read; {@link FLAG} for an option without one. */
   readonly type: ValueType<T>;
   /** Text of the default value, read by the same `type`. */
   readonly default?: string;
   /** May be given several times, each adding to the others; of other options the last one counts. */
   readonly repeats?: true;
+  /** What it does, in a few words for the help. */
   readonly help: string;
   /** The option (or its value `laterValue` alone) needs a later version: why, and what to do instead. */
   readonly later?: string;
+  /** The only value that needs a later version. */
   readonly laterValue?: string;
   /** Said to a user who gives the option. */
   readonly note?: string;

@@ -21,6 +21,7 @@ import type { NetDatapath } from '../virtio-net/net-datapath.ts';
 import { NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
+/** Where front ends are to be found, and what their network devices offer. */
 export interface VhostHostOptions {
   /** socket to listen on: any number of front ends, one device each; or to connect to */
   readonly path: string;
@@ -34,6 +35,7 @@ export interface VhostHostOptions {
   readonly queues?: number;
   /** devices at a time; default 64 */
   readonly maxDevices?: number;
+  /** hears what becomes of front ends and their devices; default: nobody does */
   readonly log?: Log;
 }
 
@@ -41,10 +43,15 @@ export interface VhostHostOptions {
  * A device's port moves packets between 'ready' and 'stopped'; 'fault' names why a ring of it was stopped for good.
  */
 export interface VhostHostEvents {
+  /** A front end has connected. */
   created: [port: VhostPort];
+  /** The guest's driver has started the device: packets can move. */
   ready: [port: VhostPort];
+  /** The driver has stopped it. */
   stopped: [port: VhostPort];
+  /** The front end is gone, and the port of no use any more. */
   destroyed: [port: VhostPort];
+  /** A ring broke the rules and was stopped for good: which, and how in words. */
   fault: [port: VhostPort, vring: number, reason: string];
   /** The guest has come here by migration: a frame that tells the network so, to be sent in its name. */
   announce: [port: VhostPort, frame: Uint8Array];
@@ -60,6 +67,7 @@ class HostPorts extends PortTable implements NetDatapath {
   }
 }
 
+/** A vhost-user socket whose devices are network cards; their packets move when the program calls a port's methods. */
 export class VhostHost extends EventEmitter<VhostHostEvents> {
   readonly #options: VhostHostOptions;
   readonly #pool = new WindowPool(chooseWindowKind().kind);

@@ -18,6 +18,7 @@ import { FAULTS } from '../virtqueue/fault.ts';
 /** The tag of device n is this plus n. */
 const FIRST_VLAN_TAG = 1000;
 
+/** What a switch is made of. */
 export interface VhostSwitchOptions {
   /** socket paths to listen on, one device a connection; or to connect to */
   readonly sockets: readonly string[];
@@ -25,12 +26,17 @@ export interface VhostSwitchOptions {
   readonly client?: boolean;
   /** permissions of the sockets to listen on, e.g. 0o660 */
   readonly socketMode: number;
+  /** user of the sockets to listen on, by number or name; default: this process's */
   readonly socketOwner?: string | number | undefined;
+  /** group of the sockets to listen on, by number or name; default: this process's */
   readonly socketGroup?: string | number | undefined;
-  /** what devices offer: mergeable receive buffers, checksums and segmentation left to who receives, addresses of the guest's IOMMU */
+  /** devices offer mergeable receive buffers */
   readonly mergeable: boolean;
+  /** devices let guests leave checksums to who receives */
   readonly txCsum: boolean;
+  /** devices let guests leave segmentation to who receives; includes `txCsum` */
   readonly tso: boolean;
+  /** devices take addresses of the guest's IOMMU */
   readonly iommu: boolean;
   /** let front ends ask for the config space; QEMU warns at each start that it will not */
   readonly configSpace: boolean;
@@ -38,10 +44,13 @@ export interface VhostSwitchOptions {
   readonly postcopy: boolean;
   /** queue pairs a device, at most 128 */
   readonly queues: number;
+  /** 'adaptive': an lcore without work sleeps until a guest kicks; 'busy': it never does */
   readonly poll: 'adaptive' | 'busy';
   /** the lcores that switch, at least one */
   readonly lcores: readonly LcorePlace[];
+  /** how it switches */
   readonly config: SwitchConfig;
+  /** Hears what becomes of sockets and devices. */
   readonly log: Log;
   /** Lines of the original program, to be printed as they are. */
   readonly print: (line: string) => void;
@@ -51,10 +60,13 @@ export interface VhostSwitchOptions {
 
 /** A device as it is now. */
 export interface DeviceInfo {
+  /** its number, from 0 on */
   readonly id: number;
+  /** path of the socket it came by */
   readonly socket: string;
   /** its registered address, or undefined */
   readonly mac: string | undefined;
+  /** see {@link PORT_COUNTER_HELP} */
   readonly counters: Record<PortCounter, number>;
   /** by vring: 2n receives and 2n + 1 transmits, from the guest's side, for queue pair n; undefined if it was never started */
   readonly vrings: readonly (Record<VringCounter, number> | undefined)[];
@@ -75,6 +87,7 @@ function macText(first: number, last: number): string {
   return bytes.map((byte) => (byte & 0xff).toString(16).padStart(2, '0')).join(':');
 }
 
+/** A switch at work, from {@link VhostSwitch.start} to {@link VhostSwitch.close}. */
 export class VhostSwitch {
   readonly #options: VhostSwitchOptions;
   readonly #pool: WindowPool;

@@ -16,7 +16,9 @@ import { LcoreThread, type LcoreThreadEvents } from './lcore-thread.ts';
 
 /** An lcore's number, and the CPUs its thread runs on; none for any. */
 export interface LcorePlace {
+  /** its number, as DPDK counts lcores */
   readonly lcore: number;
+  /** numbers of the CPUs; none: any */
   readonly cpus: readonly number[];
 }
 

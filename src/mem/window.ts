@@ -27,11 +27,17 @@ export interface WindowHandle {
 
 /** A window as one thread sees it. Typed arrays of one kind share a hidden class, whichever window they belong to. */
 export interface WindowViews {
+  /** the window's number in its process */
   readonly id: number;
+  /** set for a window of kind 'wasm' */
   readonly memory: WebAssembly.Memory | undefined;
+  /** all of the window, by bytes */
   readonly u8: Uint8Array;
+  /** by 16-bit words */
   readonly u16: Uint16Array;
+  /** by 32-bit words */
   readonly i32: Int32Array;
+  /** at any offset, in any byte order */
   readonly dv: DataView;
 }
 

@@ -21,8 +21,17 @@ const FIRST_OFF = 65536;
 /** Front-end addresses are guest addresses plus this, unless asked otherwise: a back end that mixes the two spaces is found out. */
 const FRONTEND_BASE = 0x7f00_0000_0000;
 
+/** Bytes of a region. */
+export interface MemorySlice {
+  /** from the region's beginning on */
+  readonly off: number;
+  /** bytes */
+  readonly size: number;
+}
+
 /** A region of guest memory. Addresses and sizes are multiples of the file's page size. */
 export interface RamRegion {
+  /** guest physical address of its first byte */
   readonly guestAddr: number;
   /** bytes */
   readonly size: number;
@@ -30,9 +39,10 @@ export interface RamRegion {
   readonly frontendAddr?: number;
   /** The file behind the region, from `fileOff` on; GuestRam owns it from then on. Default: a memfd of its own. */
   readonly fd?: number;
+  /** Where the region begins in its file, bytes. Default 0. */
   readonly fileOff?: number;
-  /** The bytes of the region that are mapped and used here; the whole region unless it is too large for the window. */
-  readonly slice?: { readonly off: number; readonly size: number };
+  /** The `size` bytes of the region from `off` on that are mapped and used here; the whole region unless it is too large for the window. */
+  readonly slice?: MemorySlice;
 }
 
 /** A place in guest memory in both spaces: guest address, and offset into the window. */

@@ -24,11 +24,17 @@ export interface ChainLayout {
 
 /** The packet header's fields, as in `struct virtio_net_hdr`. */
 export interface NetHeader {
+  /** VIRTIO_NET_HDR_F_… */
   flags: number;
+  /** VIRTIO_NET_HDR_GSO_… */
   gsoType: number;
+  /** bytes of Ethernet, IP and TCP headers, as a hint */
   hdrLen: number;
+  /** payload of each segment, bytes */
   gsoSize: number;
+  /** where to begin the checksum */
   csumStart: number;
+  /** where to put it, from there on */
   csumOffset: number;
   /** as received; means something under MRG_RXBUF only. 1 where the header has no such field. */
   numBuffers: number;

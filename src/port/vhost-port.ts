@@ -53,6 +53,7 @@ interface StartedVring {
   enabled: boolean;
 }
 
+/** The port of a vhost-user device. Its memory and vrings are set by who makes it. */
 export class VhostPort implements Port {
   readonly id: number;
   readonly counters: Float64Array;
@@ -146,6 +147,7 @@ export class VhostPort implements Port {
     this.#choose();
   }
 
+  /** Enables or disables a started vring. */
   enableVring(index: number, enabled: boolean): void {
     const started = this.#vrings[index];
     if (started !== undefined) started.enabled = enabled;

@@ -35,6 +35,7 @@ const DEFAULT_PROTOCOL_FEATURES = featureMask(
   VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS,
 );
 
+/** Where the back end is, and what the card is made of. */
 export interface VirtioUserOptions {
   /** the back end's socket */
   readonly path: string;
@@ -62,8 +63,9 @@ export interface VirtioUserOptions {
   readonly maxFrame?: number;
   /** Bytes of a receive buffer, header included. Default 2048. */
   readonly bufferBytes?: number;
-  /** How buffers are cut into descriptors. Default: one descriptor, not indirect. */
+  /** How transmit buffers are cut into descriptors. Default: one descriptor, not indirect. */
   readonly txLayout?: ChainLayout;
+  /** The same for receive buffers. */
   readonly rxLayout?: ChainLayout;
   /** Guest memory; the rings lie in the first region. Default: one region, large enough, at 1 GiB. */
   readonly memory?: readonly RamRegion[];

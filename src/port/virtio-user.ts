@@ -49,8 +49,11 @@ function memoryNeeded(pairs: number, options: PairOptions): number {
   return alignUp(pairs * (2 * ringBytes + buffers[0] + buffers[1]), MEMORY_UNIT);
 }
 
+/** A guest's network card, connected to a back end. */
 export class VirtioUser {
+  /** What it was made with. */
   readonly options: VirtioUserOptions;
+  /** Its address, as text. */
   readonly mac: string;
   /** The six bytes of `mac`. */
   readonly macBytes: Uint8Array;
@@ -133,6 +136,7 @@ export class VirtioUser {
     return this.#frontEnd;
   }
 
+  /** Its queue pairs. */
   get pairs(): readonly NetPair[] {
     return this.#pairs;
   }

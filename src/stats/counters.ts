@@ -80,8 +80,11 @@ function slots<Name extends string>(help: Record<Name, string>): SlotTable<Name>
   return Object.fromEntries(Object.keys(help).map((name, i) => [name, i])) as SlotTable<Name>;
 }
 
+/** Name of a counter that every port has. */
 export type PortCounter = keyof typeof PORT_COUNTERS;
+/** What each of a port's counters counts. */
 export const PORT_COUNTER_HELP: Readonly<Record<PortCounter, string>> = PORT_COUNTERS;
+/** Where each counter is in a port's `counters`. */
 export const PORT_SLOTS = slots(PORT_COUNTERS);
 export type VringCounter = keyof typeof VRING_COUNTERS;
 export const VRING_COUNTER_HELP: Readonly<Record<VringCounter, string>> = VRING_COUNTERS;

@@ -9,8 +9,9 @@ export interface SwitchConfig {
   readonly vm2vm: 0 | 1;
   /** seconds after which an unseen address is forgotten, 0 for never */
   readonly macAgeing: number;
-  /** addresses in all, and for each port */
+  /** addresses in all */
   readonly macTableSize: number;
+  /** addresses for each port */
   readonly macLimit: number;
   /** port numbers are below this */
   readonly maxPorts: number;

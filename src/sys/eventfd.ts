@@ -104,6 +104,11 @@ export class Epoll {
     this.#fd = check(c.epollCreate(EPOLL_CLOEXEC), 'epoll_create1');
   }
 
+  /** The set itself: it can be read when one of its eventfds has been signalled since the last `wait`. It stays this object's. */
+  get fd(): number {
+    return this.#fd;
+  }
+
   /** Watches `fd`, which stays the caller's and must be removed before it is closed. */
   add(fd: number): void {
     const event = new Uint32Array([EPOLLIN | EPOLLET, fd, 0, 0]);

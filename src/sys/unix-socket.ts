@@ -18,6 +18,7 @@ const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 const MSG_PEEK = 2;
 const SO_TYPE = 3;
+const SO_ACCEPTCONN = 30;
 const SO_DOMAIN = 39;
 const MSG_CTRUNC = 8;
 const MSG_DONTWAIT = 0x40;
@@ -101,13 +102,20 @@ export function unixPair(): [number, number] {
   return [fds[0], fds[1]];
 }
 
+/** A socket's option, or −1 where `fd` is none. */
+function socketOption(fd: number, name: number): number {
+  const value = new Int32Array(1);
+  return c.getsockopt(fd, SOL_SOCKET, name, value, new Uint32Array([4])) < 0 ? -1 : value[0];
+}
+
 /** True if `fd` is a Unix stream socket. */
 export function isUnixStream(fd: number): boolean {
-  const option = (name: number): number => {
-    const value = new Int32Array(1);
-    return c.getsockopt(fd, SOL_SOCKET, name, value, new Uint32Array([4])) < 0 ? -1 : value[0];
-  };
-  return option(SO_DOMAIN) === AF_UNIX && option(SO_TYPE) === SOCK_STREAM;
+  return socketOption(fd, SO_DOMAIN) === AF_UNIX && socketOption(fd, SO_TYPE) === SOCK_STREAM;
+}
+
+/** True if `fd` is a socket that listens. */
+export function isListening(fd: number): boolean {
+  return socketOption(fd, SO_ACCEPTCONN) === 1;
 }
 
 const { msg_iov, msg_iovlen, msg_control, msg_controllen, msg_flags } = MSGHDR.off;

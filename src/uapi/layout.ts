@@ -8,7 +8,9 @@ const SIZES = { u8: 1, u16: 2, u32: 4, s32: 4, u64: 8 } as const;
 /** A scalar type, or `[type, count]` for an array of it. */
 export type FieldType = keyof typeof SIZES | readonly [keyof typeof SIZES, number];
 
+/** Where the fields of a C struct lie. */
 export interface Layout<F extends string> {
+  /** the struct's name in C */
   readonly name: string;
   /** sizeof, bytes */
   readonly size: number;

@@ -2,7 +2,9 @@
  * A log that a peer cannot flood: a token bucket of lines, and a count of those left out.
  */
 
+/** How grave a line is. */
 export type LogLevel = 'info' | 'warn' | 'error';
+/** Takes a line, without its end. */
 export type Log = (level: LogLevel, text: string) => void;
 
 export interface LimitedLogOptions {

@@ -15,13 +15,19 @@ const ACCEPTS_PER_TURN = 16;
 const ACCEPT_RETRY_MS = 100;
 
 export interface VhostUserServerOptions extends SocketFileOptions, SocketOptions {
+  /**
+   * A non-blocking socket that listens already; the server owns it once it is made. `path` is its name then, and there is no file to
+   * look after.
+   */
+  listener?: number | undefined;
   /** Connections at a time; more are closed at once. Default 1024. */
   maxConnections?: number;
 }
 
 export class VhostUserServer implements VhostUserSocket {
   readonly path: string;
-  readonly #socket: SocketFile;
+  readonly #fd: number;
+  readonly #file: SocketFile | undefined;
   readonly #watch: ReadWatch;
   readonly #log: LimitedLog;
   readonly #backEnds: BackEnds;
@@ -39,8 +45,9 @@ export class VhostUserServer implements VhostUserSocket {
       log: this.#log.log,
       onRefused: (level, { name }, why) => this.#log.log(level, `${name}: refused, ${why}`),
     });
-    this.#socket = openSocketFile(options);
-    this.#watch = new ReadWatch(this.#socket.fd, this.#onReadable);
+    this.#file = options.listener === undefined ? openSocketFile(options) : undefined;
+    this.#fd = options.listener ?? (this.#file as SocketFile).fd;
+    this.#watch = new ReadWatch(this.#fd, this.#onReadable);
   }
 
   get connectionCount(): number {
@@ -60,8 +67,8 @@ export class VhostUserServer implements VhostUserSocket {
   async #close(): Promise<void> {
     clearTimeout(this.#retryTimer);
     this.#watch.close();
-    removeSocketFile(this.#socket);
-    closeSync(this.#socket.fd);
+    if (this.#file !== undefined) removeSocketFile(this.#file);
+    closeSync(this.#fd);
     await this.#backEnds.close();
     this.#log.flush();
   }
@@ -77,7 +84,7 @@ export class VhostUserServer implements VhostUserSocket {
   /** The next connection, or undefined when there is none, or none can be had for the moment. */
   #accept(): number | undefined {
     try {
-      return acceptUnix(this.#socket.fd);
+      return acceptUnix(this.#fd);
     } catch (error) {
       this.#log.log('error', `socket ${this.path}: no connection accepted: ${(error as Error).message}`);
       this.#pauseAccepting();

@@ -63,6 +63,7 @@ export class VringRequests {
       this.#fail('SET_VRING_BASE', index, `index ${base} is above 65535`);
     await this.#runner.change(this.#vring(index), 'SET_VRING_BASE', (vring) => {
       vring.base = base;
+      vring.stoppedAt = undefined;
     });
   }
 
@@ -71,7 +72,7 @@ export class VringRequests {
     vring.started = false;
     await this.#runner.stop(vring, drain);
     vring.kick.close();
-    return vring.baseOf(this.#runner.format);
+    return vring.stoppedAt ?? vring.baseOf(this.#runner.format);
   }
 
   async setKick(index: number, fd: number): Promise<void> {

@@ -146,6 +146,7 @@ export class VringRunner {
     if (vring.running === undefined) return;
     if (vring.index === this.#readyVrings[0]) this.#memoryWatch.stop();
     vring.base = (await this.#datapath.stopVring(this.#port, vring.index, drain)) ?? vring.base;
+    vring.stoppedAt = vring.base;
     vring.running = undefined;
     vring.call.flush();
     vring.err.flush();

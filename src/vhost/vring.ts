@@ -58,6 +58,11 @@ export class Vring {
   addresses: VringAddresses | undefined;
   /** as SET_VRING_BASE has it; undefined where it begins anew */
   base: number | undefined;
+  /**
+   * Where the ring stood when it was last stopped, until it is told otherwise: QEMU 7.2 resets the device by SET_STATUS and
+   * RESET_DEVICE, and only then asks GET_VRING_BASE.
+   */
+  stoppedAt: number | undefined;
   /** the kick has come: the front end has started the vring */
   started = false;
   enabled = false;

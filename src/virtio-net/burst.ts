@@ -7,6 +7,7 @@
  */
 import { MAX_SEGMENTS, SegmentList } from '../virtqueue/segments.ts';
 
+/** Packets that a burst holds at most. */
 export const BURST_SIZE = 32;
 
 /** Largest frame that is switched, bytes, without a VLAN tag's four: DPDK's jumbo limit. */
@@ -56,9 +57,11 @@ export const SCRATCH = (() => {
   } as const;
 })();
 
+/** Up to {@link BURST_SIZE} packets, by number, as flat arrays. */
 export class Burst {
   /** packets in the burst */
   count = 0;
+  /** where their bytes lie, of one packet behind the other */
   readonly segments: SegmentList;
   /** packet i's segments are first[i] … first[i + 1] − 1 */
   readonly first: Int32Array;
@@ -66,16 +69,19 @@ export class Burst {
   readonly len: Int32Array;
   /** the first 16 bytes of each packet, four words; what a shorter one lacks is zero */
   readonly front: Int32Array;
+  /** the same by bytes */
   readonly frontBytes: Uint8Array;
   /** the packets' headers as the source has them, with HEADER_BYTES each, of those that need something; of others they mean nothing */
   readonly header: DataView;
+  /** the same by bytes */
   readonly headerBytes: Uint8Array;
   /** what each packet needs of its receiver: NEED_… of `offload.ts`, 0 for nothing */
   readonly needs: Int32Array;
   /** some packet needs something */
   offloads = false;
-  /** what the source ring gets back when the burst is complete: each packet's chain, and the slots it takes */
+  /** what the source ring gets back when the burst is complete: each packet's chain */
   readonly id: Int32Array;
+  /** and the slots it takes */
   readonly slots: Int32Array;
   /** slots of all packets */
   slotCount = 0;

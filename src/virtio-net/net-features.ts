@@ -2,20 +2,7 @@
  * The feature bits that the network device offers.
  * @see VIRTIO 1.2 §5.1.3, §6
  */
-import {
-  featureMask,
-  VHOST_F_LOG_ALL,
-  VIRTIO_F_ACCESS_PLATFORM,
-  VIRTIO_F_ANY_LAYOUT,
-  VIRTIO_F_IN_ORDER,
-  VIRTIO_F_NOTIFICATION_DATA,
-  VIRTIO_F_ORDER_PLATFORM,
-  VIRTIO_F_RING_PACKED,
-  VIRTIO_F_RING_RESET,
-  VIRTIO_F_VERSION_1,
-  VIRTIO_RING_F_EVENT_IDX,
-  VIRTIO_RING_F_INDIRECT_DESC,
-} from '../uapi/virtio.ts';
+import { featureMask, VIRTIO_F_ACCESS_PLATFORM } from '../uapi/virtio.ts';
 import {
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_GSO,
@@ -37,6 +24,7 @@ import {
   VIRTIO_NET_F_MRG_RXBUF,
   VIRTIO_NET_F_MTU,
 } from '../uapi/virtio-net.ts';
+import { RING_FEATURES } from '../vhost/ring-features.ts';
 
 /** What decides the offer. */
 export interface NetFeatureOptions {
@@ -54,20 +42,7 @@ export interface NetFeatureOptions {
   readonly mac?: Uint8Array | undefined;
 }
 
-const ALWAYS = featureMask(
-  VHOST_F_LOG_ALL,
-  VIRTIO_F_ANY_LAYOUT,
-  VIRTIO_RING_F_INDIRECT_DESC,
-  VIRTIO_RING_F_EVENT_IDX,
-  VIRTIO_F_VERSION_1,
-  VIRTIO_F_RING_PACKED,
-  VIRTIO_F_IN_ORDER,
-  VIRTIO_F_ORDER_PLATFORM,
-  VIRTIO_F_NOTIFICATION_DATA,
-  VIRTIO_F_RING_RESET,
-  VIRTIO_NET_F_GUEST_ANNOUNCE,
-  VIRTIO_NET_F_MTU,
-);
+const ALWAYS = RING_FEATURES | featureMask(VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MTU);
 const CHECKSUM = featureMask(VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM);
 const SEGMENTATION = featureMask(
   VIRTIO_NET_F_GSO,

@@ -33,6 +33,12 @@ export const CHAIN_MISS = -4;
 /** A chain of more bytes than a 32-bit used length can tell is malformed (§2.7.5). */
 export const MAX_CHAIN_BYTES = 2 ** 31 - 1;
 
+/**
+ * A direction for `Vring.chainAt`, beside VRING_DESC_F_WRITE and 0: first what the device reads, then what it writes, either of which
+ * may be missing (§2.7.4.2, §2.8.6). The list, empty and with `writableFrom` −1 before, tells where the one goes over into the other.
+ */
+export const READ_THEN_WRITE = -1;
+
 export function chainFault(ring: Vring, code: number): number {
   ring.fault = code;
   return CHAIN_FAULT;
@@ -45,6 +51,13 @@ function noMemory(ring: Vring, lo: number, hi: number, write: boolean): number {
   ring.missHi = hi;
   ring.missWrite = write;
   return CHAIN_MISS;
+}
+
+/** Notes where the writable part of a chain begins. @returns false for a descriptor to be read behind one to be written */
+function inOrder(out: SegmentList, write: boolean): boolean {
+  if (!write) return out.writableFrom < 0;
+  if (out.writableFrom < 0) out.writableFrom = out.count;
+  return true;
 }
 
 /**
@@ -60,11 +73,12 @@ export function appendBuffer(
   direction: number,
   out: SegmentList,
 ): number {
-  if ((flags & VRING_DESC_F_WRITE) !== direction) return chainFault(ring, FAULT_DIRECTION);
+  const write = (flags & VRING_DESC_F_WRITE) !== 0;
+  if (direction === READ_THEN_WRITE ? !inOrder(out, write) : (flags & VRING_DESC_F_WRITE) !== direction)
+    return chainFault(ring, FAULT_DIRECTION);
   if (len === 0) return chainFault(ring, FAULT_ZERO_LENGTH);
   if (len < 0) return chainFault(ring, FAULT_ADDRESS);
   const { map } = ring;
-  const write = direction !== 0;
   let left = len;
   while (left > 0) {
     let part = left;

@@ -245,12 +245,15 @@ export class PackedRing extends Vring {
     return distance > 0 && distance <= published;
   }
 
-  protected setEvents(wanted: boolean): void {
+  protected setEvents(wanted: boolean, ahead: number): void {
     if (!wanted) {
       Atomics.store(this.#deviceEvent, this.#deviceIdx + 1, VRING_PACKED_EVENT_FLAG_DISABLE);
       return;
     }
-    if (this.eventIdx) Atomics.store(this.#deviceEvent, this.#deviceIdx, this.#offWrap(this.next, this.wrap));
+    if (this.eventIdx) {
+      const position = this.#offWrap(this.slotAt(ahead), this.wrapAt(ahead));
+      Atomics.store(this.#deviceEvent, this.#deviceIdx, position);
+    }
     const flags = this.eventIdx ? VRING_PACKED_EVENT_FLAG_DESC : VRING_PACKED_EVENT_FLAG_ENABLE;
     Atomics.store(this.#deviceEvent, this.#deviceIdx + 1, flags);
   }

@@ -116,19 +116,25 @@ export class RingRecords {
     return true;
   }
 
-  /** What the ring shows next hands back all that was taken. */
-  end(): void {
-    this.#inflight.end(this.#taken, this.#nTaken);
+  /** Buffers that this thread has taken and not handed back. */
+  get nTaken(): number {
+    return this.#nTaken;
   }
 
-  /** It has been shown: `slots` slots, and the ring's position is `position`. */
-  commit(slots: number, position: number): void {
+  /** What the ring shows next hands back the first `n` that were taken. */
+  end(n: number): void {
+    this.#inflight.end(this.#taken, n);
+  }
+
+  /** They have been shown: `slots` slots, and the ring's position is `position`. */
+  commit(n: number, slots: number, position: number): void {
     const state = this.#state;
-    this.#inflight.commit(this.#taken, this.#nTaken, position);
+    this.#inflight.commit(this.#taken, n, position);
     if (state[PENDING] > 0) {
-      state[DONE] += this.#nTaken;
+      state[DONE] += n;
       state[PENDING] = Math.max(0, state[PENDING] - slots);
     }
-    this.#nTaken = 0;
+    this.#nTaken -= n;
+    if (this.#nTaken > 0) this.#taken.copyWithin(0, n, n + this.#nTaken);
   }
 }

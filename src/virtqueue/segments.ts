@@ -7,8 +7,13 @@ export const MAX_SEGMENTS = 256;
 
 /** Pieces of memory in windows, in order. */
 export class SegmentList {
+  /** pieces in the list */
   count = 0;
+  /** of a chain that was walked READ_THEN_WRITE: the first piece that the device writes; none yet: −1 */
+  writableFrom = -1;
+  /** id of each one's window */
   readonly window: Int32Array;
+  /** where it begins there, bytes */
   readonly off: Int32Array;
   /** bytes */
   readonly len: Int32Array;

@@ -188,9 +188,9 @@ export class SplitRing extends Vring {
   }
 
   /** With event index a stale avail_event does as much as the flag. */
-  protected setEvents(wanted: boolean): void {
+  protected setEvents(wanted: boolean, ahead: number): void {
     if (!this.eventIdx) Atomics.store(this.used16, this.usedIdx16, wanted ? 0 : VRING_USED_F_NO_NOTIFY);
-    else if (wanted) Atomics.store(this.used16, this.usedIdx16 + 2 + 4 * this.num, this.next);
+    else if (wanted) Atomics.store(this.used16, this.usedIdx16 + 2 + 4 * this.num, this.next + ahead);
   }
 
   protected markUsed(log: DirtyLog, slots: number): void {

@@ -153,7 +153,7 @@ export abstract class Vring {
 
   /**
    * Notes in the records that `n` buffers have been taken, one behind the other from the slot `ahead` on; to be called before any of
-   * them is touched. All are handed back by the next `publish`.
+   * them is touched. They are handed back by `publish`, in that order.
    * @param ids the `chainId` of each
    * @param slots the `chainSlots` of each; a split ring does not look
    * @returns false if the records have no room: the ring is at fault
@@ -170,18 +170,19 @@ export abstract class Vring {
 
   /**
    * Shows the driver what was filled, and moves the position `slots` on. @param written the device wrote into the buffers: those have
-   * been marked in the log
+   * been marked in the log @param buffers how many that is, of those that `begin` was told of: by default all
    */
-  publish(slots: number, written: boolean): void {
+  publish(slots: number, written: boolean, buffers = -1): void {
     const { log, records } = this;
+    const n = records === undefined || buffers >= 0 ? buffers : records.nTaken;
     let logged = false;
     if (log !== undefined) {
       this.markUsed(log, slots);
       logged = log.flush();
     }
-    if (records !== undefined) records.end();
+    if (records !== undefined) records.end(n);
     this.show(slots, written);
-    if (records !== undefined) records.commit(slots, this.next);
+    if (records !== undefined) records.commit(n, slots, this.next);
     if (log !== undefined) {
       this.markShown(log);
       this.flushLog(log, logged);
@@ -200,25 +201,25 @@ export abstract class Vring {
 
   /** Asks the driver not to kick: the ring is polled. */
   suppressKicks(): void {
-    this.#askForKicks(false);
+    this.#askForKicks(false, 0);
   }
 
   /**
    * Asks the driver to kick for the next buffer. The caller then refreshes once more: what came before the wish was seen
-   * would otherwise wait for ever.
+   * would otherwise wait for ever. @param ahead slots from the position on that have been taken, and are not used yet
    */
-  wantKicks(): void {
-    this.#askForKicks(true);
+  wantKicks(ahead = 0): void {
+    this.#askForKicks(true, ahead);
   }
 
-  #askForKicks(wanted: boolean): void {
-    this.setEvents(wanted);
+  #askForKicks(wanted: boolean, ahead: number): void {
+    this.setEvents(wanted, ahead);
     if (this.log === undefined) return;
     this.markShown(this.log);
     this.flushLog(this.log);
   }
 
-  protected abstract setEvents(wanted: boolean): void;
+  protected abstract setEvents(wanted: boolean, ahead: number): void;
 
   /** True if the driver wants to know of what was published since it was last asked. */
   protected abstract callWanted(): boolean;

@@ -245,8 +245,10 @@ test('virtio device: RESET_DEVICE resets as status 0 does', () =>
   leakless(async () => {
     const one = await bench(2).setUp();
     await one.device.setStatus(7);
+    one.datapath.nextAvail = 4711;
     await one.device.resetRings();
     assert.deepEqual(one.runs, [false, false]);
+    assert.equal(await one.device.getVringBase(1, true), 4711, 'QEMU 7.2 asks after it has reset the device');
     assert.deepEqual([one.device.getStatus(), one.device.features, one.device.memoryBytes], [0, 0n, MIB]);
     await one.setUp();
     assert.deepEqual(one.runs, [true, true]);
