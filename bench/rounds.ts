@@ -25,7 +25,7 @@ const DISTURBED_PER_SECOND = 100;
 
 export const OWN = 'ours';
 export const PEERS: Record<string, { needs?: Peer; make: (options: BenchPeerOptions) => BenchPeer }> = {
-  [OWN]: { make: ownPeer },
+  [OWN]: { make: (options) => ownPeer(options) },
   testpmd: { needs: 'dpdk', make: testpmdPeer },
   'dpdk-vhost': { needs: 'dpdk-vhost', make: dpdkVhostPeer },
   ovs: { needs: 'ovs', make: ovsPeer },

@@ -47,6 +47,8 @@ export interface QemuGuestOptions {
   accel?: 'kvm' | 'tcg';
   /** Of the QEMU process. Default 10: under TCG guests compete with the switch that is tested. */
   nice?: number;
+  /** A program and its arguments that replaces itself by QEMU, such as `nsenter --net=FILE`. */
+  launcher?: readonly string[];
 }
 
 const READY = /GUEST READY [^\r\n]*/g;
@@ -86,10 +88,11 @@ export class QemuGuest {
   async launch(): Promise<this> {
     const image = await guestImage();
     const accel = this.options.accel ?? process.env.GUEST_ACCEL ?? ((await kvmWorks()) ? 'kvm' : 'tcg');
+    const [command, ...before] = [...(this.options.launcher ?? []), 'qemu-system-x86_64'];
     this.qemu = new PeerProcess({
       name: `guest ${this.options.name}`,
-      command: 'qemu-system-x86_64',
-      args: this.arguments(image.kernel, image.initrd, accel),
+      command,
+      args: [...before, ...this.arguments(image.kernel, image.initrd, accel)],
       nice: this.options.nice ?? 10,
     });
     return this;
