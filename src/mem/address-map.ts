@@ -26,7 +26,7 @@ export class AddressMap {
   readonly #starts: Float64Array;
   /** what is missing may still come: addresses are I/O virtual */
   readonly iotlb: boolean;
-  /** every chunk may be written: the chunk at hand is good for reads and writes alike */
+  /** every chunk may be written, and there is one: the chunk at hand is good for reads and writes alike */
   readonly writable: boolean;
   /**
    * The chunk at hand, as flat numbers that hot loops keep in registers: guest addresses whose upper half is `hi` lie in it from
@@ -47,7 +47,7 @@ export class AddressMap {
     this.#chunks = chunks.toSorted((a, b) => a.guestAddr - b.guestAddr);
     this.#starts = Float64Array.from(this.#chunks, ({ guestAddr }) => guestAddr);
     this.iotlb = iotlb;
-    this.writable = chunks.every(({ writable }) => writable !== false);
+    this.writable = chunks.length > 0 && chunks.every(({ writable }) => writable !== false);
     if (chunks.length > 0) this.#take(chunks[0]);
   }
 

@@ -84,9 +84,10 @@ export class VhostPort implements Port {
     return [...this.#tx.keys()].filter((pair) => this.#tx[pair] !== undefined);
   }
 
-  /** The ring of a transmit queue that a sleeping lcore waits for, while it is in use. */
+  /** The ring of a transmit queue that a sleeping lcore waits for, while it is in use; not one that waits for a translation itself. */
   txRing(queue: number): Vring | undefined {
-    return this.#tx[queue]?.net.ring;
+    const net = this.#tx[queue]?.net;
+    return net?.waiting === true ? undefined : net?.ring;
   }
 
   /** New guest memory. Started rings go on in it; their own places have not moved. */
@@ -121,20 +122,25 @@ export class VhostPort implements Port {
     const Ring = config.format === 'packed' ? PackedRing : SplitRing;
     const ring = new Ring(config, this.#map as AddressMap, windows, caller, state);
     this.#setLog(ring);
-    this.#vrings[index] = { index, net: new NetVring(ring, features, counters), errFd, enabled };
-    this.#choose();
+    this.#set(index, { index, net: new NetVring(ring, features, counters), errFd, enabled });
   }
 
   /** Stops a vring. @returns where it stands, or undefined if it was not started. */
   stopVring(index: number): number | undefined {
     const ring = this.#vrings[index]?.net.ring;
-    this.#vrings[index] = undefined;
-    this.#choose();
+    this.#set(index, undefined);
     if (ring === undefined) return undefined;
     ring.enter();
     const { base } = ring;
     ring.leave();
     return base;
+  }
+
+  /** Vrings are started in any order: those before it that are not there yet are undefined, and no holes, which filter leaves out. */
+  #set(index: number, vring: StartedVring | undefined): void {
+    while (this.#vrings.length < index) this.#vrings.push(undefined);
+    this.#vrings[index] = vring;
+    this.#choose();
   }
 
   enableVring(index: number, enabled: boolean): void {

@@ -161,7 +161,7 @@ function sourceLast(front: Int32Array, i: number): number {
 }
 
 /**
- * Sends packet `from` and those behind it that have the same two addresses and a fair length to the same target. No call in the
+ * Sends packet `from`, whose length is fair, and those behind it that have the same two addresses and a fair length to the same target. No call in the
  * loop, as in `virtqueue/plain.ts`. @returns the first packet of another kind, or the burst's count
  */
 function spread({ count, len, dest, front }: Burst, from: number, target: number): number {
@@ -169,7 +169,7 @@ function spread({ count, len, dest, front }: Burst, from: number, target: number
   const word1 = front[FRONT_WORDS * from + 1];
   const word2 = front[FRONT_WORDS * from + 2];
   const to = Math.max(target, DEST_DROP);
-  let i = from;
+  let i = from + 1;
   for (; i < count; i++) {
     const at = FRONT_WORDS * i;
     if (front[at] !== word0 || front[at + 1] !== word1 || front[at + 2] !== word2) break;

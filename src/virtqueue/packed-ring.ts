@@ -59,7 +59,8 @@ export class PackedRing extends Vring {
 
   /**
    * The ring goes on at the used position of its base: a back end hands every buffer back before it stops, so what is available
-   * behind it has not been done.
+   * behind it has not been done. Where the base has none, zero, the avail position counts: DPDK's virtio-user gives no more than
+   * that, and its vhost library answers no more, which then comes to us when the guest migrates.
    */
   constructor(
     config: RingConfig,
@@ -69,7 +70,8 @@ export class PackedRing extends Vring {
     state?: SharedArrayBuffer,
   ) {
     super(config, map, windows, caller, state);
-    const { desc, avail, used, base } = config;
+    const { desc, avail, used } = config;
+    const base = config.base >>> 16 || config.base & 0xffff;
     this.window = desc.window;
     this.descOff = desc.off;
     this.#u16 = windows[desc.window].u16;
@@ -80,8 +82,8 @@ export class PackedRing extends Vring {
     this.#deviceIdx = used.off >> 1;
     this.#deviceWindow = used.window;
     // a base beyond the ring is the front end's mistake, and its alone
-    this.next = ((base >>> 16) & INDEX_MASK) % config.num;
-    this.wrap = base >>> 31;
+    this.next = (base & INDEX_MASK) % config.num;
+    this.wrap = base >>> VRING_PACKED_EVENT_F_WRAP_CTR;
     this.suppressKicks();
   }
 

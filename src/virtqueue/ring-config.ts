@@ -17,7 +17,8 @@ export interface RingConfig {
   readonly used: Place;
   /**
    * Where to go on, as SET_VRING_BASE has it. A split ring's is the index of the next available entry, which counts only where the
-   * used index in memory does not say better; a packed ring's holds avail index and wrap counter in bits 0–15, used ones in 16–31.
+   * used index in memory does not say better; a packed ring's holds avail index and wrap counter in bits 0–15, used ones in 16–31,
+   * or 0 there where they are not told.
    */
   readonly base: number;
   readonly eventIdx: boolean;

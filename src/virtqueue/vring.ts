@@ -56,7 +56,7 @@ export abstract class Vring {
   missLo = 0;
   missHi = 0;
   missWrite = false;
-  /** notifications asked for and held back, and those the call eventfd did not take */
+  /** notifications sent, those that were not wanted, and those the call eventfd did not take */
   calls = 0;
   callsSuppressed = 0;
   callsFailed = 0;
@@ -185,7 +185,7 @@ export abstract class Vring {
       this.callsSuppressed++;
       return;
     }
-    this.calls++;
-    if (!this.#caller.call(this.callFd)) this.callsFailed++;
+    if (this.#caller.call(this.callFd)) this.calls++;
+    else this.callsFailed++;
   }
 }

@@ -1,6 +1,6 @@
 #!/bin/bash
 # mkguest.sh CACHE: a small Linux guest from Debian packages, as CACHE/image/{vmlinuz,initrd,version}.
-# Debian's cloud kernel, a busybox RAM disk with ethtool and iperf3, and ./init.  Nothing is installed: packages
+# Debian's cloud kernel, a busybox RAM disk with ethtool, iperf3 and nc.openbsd (UDP), and ./init.  Nothing is installed: packages
 # are fetched with "apt-get download" and unpacked under CACHE.  Does nothing when the image is up to date.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -8,8 +8,8 @@ cache=$(realpath -m "${1:?which folder}")
 out=$cache/image
 packages=$cache/packages
 tree=$cache/tree
-modules='virtio_pci virtio_net virtio_blk virtio_console af_packet tun'
-tools='busybox-static ethtool libmnl0 iperf3 libiperf0 libsctp1 libssl3'
+modules='virtio_pci virtio_net virtio_blk virtio_rng virtio_console af_packet tun'
+tools='busybox-static ethtool libmnl0 iperf3 libiperf0 libsctp1 libssl3 netcat-openbsd libbsd0 libmd0'
 
 mkdir -p "$packages" "$out"
 exec 9>"$cache/lock"
@@ -19,7 +19,7 @@ if [ -s "$out/initrd" ] && [ "$out/initrd" -nt "$0" ] && [ "$out/initrd" -nt "$h
 fi
 
 # fetch and unpack
-if [ ! -e "$tree/.done" ]; then
+if [ "$(cat "$tree/.done" 2>/dev/null)" != "$tools" ]; then
   kernel_of() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image/ { print $2; exit }'; }
   kernel=$(kernel_of)
   if [ -z "$kernel" ]; then
@@ -35,7 +35,7 @@ if [ ! -e "$tree/.done" ]; then
   for p in $kernel $tools; do
     dpkg -x "$(ls -t "$packages/${p}"_*.deb | head -1)" "$tree"
   done
-  touch "$tree/.done"
+  echo "$tools" >"$tree/.done"
 fi
 busybox=$tree/bin/busybox
 version=$(ls "$tree/lib/modules")
@@ -55,7 +55,7 @@ libraries() {
   LD_LIBRARY_PATH=$tree/usr/lib/x86_64-linux-gnu:$tree/lib/x86_64-linux-gnu ldd "$1" |
     awk '/not found/ { print "missing: " $1 >"/dev/stderr" } { for (i = 1; i <= NF; i++) if ($i ~ "^/") print $i }'
 }
-for program in usr/sbin/ethtool sbin/ethtool usr/bin/iperf3; do
+for program in usr/sbin/ethtool sbin/ethtool usr/bin/iperf3 bin/nc.openbsd usr/bin/nc.openbsd; do
   [ -f "$tree/$program" ] || continue
   cp "$tree/$program" "$root/bin/"
   libraries "$tree/$program" | while read -r library; do cp -nL "$library" "$root/lib64/"; done

@@ -3,7 +3,7 @@
  */
 import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
 import type { RamPlace } from './ram.ts';
-import type { Piece, RawRing } from './raw-ring.ts';
+import type { Format, Piece, RawRing } from './raw-ring.ts';
 
 /** Memory for a chain: its data and an indirect table; the first guest address of all memory, and the first behind it. */
 export interface Layout {
@@ -32,7 +32,7 @@ const INDIRECT = VRING_DESC_F_INDIRECT;
 const HEADER = 12;
 
 /** @param direction VRING_DESC_F_WRITE for a receive ring, 0 for a transmit ring */
-export function badChains(direction: number): BadChain[] {
+export function badChains(direction: number, format: Format): BadChain[] {
   const wrong = direction ^ VRING_DESC_F_WRITE;
   /** One descriptor. */
   const single = (name: string, fault: string, piece: (layout: Layout) => Piece, flags = direction): BadChain => ({
@@ -94,11 +94,7 @@ export function badChains(direction: number): BadChain[] {
     },
   });
 
-  return [
-    head(64),
-    head(0xffff),
-    second('a chain going on to descriptor 64 of 64', 'desc_range', fair, direction | NEXT, 64),
-    second('a chain going on to descriptor 65535', 'desc_range', fair, direction | NEXT, 0xffff),
+  const both: BadChain[] = [
     single('a descriptor that goes on to itself', 'chain_loop', fair, direction | NEXT),
     second('a looped chain', 'chain_loop', fair, direction | NEXT, HEAD),
     single('a descriptor outside guest memory', 'address', () => ({ addr: 0, len: 200 })),
@@ -135,22 +131,8 @@ export function badChains(direction: number): BadChain[] {
     table('an indirect table of 4 GiB less 16', 'indirect', nothing, 0xffff_fff0),
     table('an indirect table of 32769 entries', 'indirect', nothing, 32769 * ENTRY),
     { ...table('an indirect table that was not negotiated', 'indirect', nothing), indirect: false },
-    table(
-      'an indirect table in an indirect table',
-      'indirect',
-      entry(0, ({ table: t }) => ({ addr: t.addr, len: 48 }), INDIRECT),
-    ),
-    table(
-      'an indirect table further on in one',
-      'indirect',
-      entry(2, ({ table: t }) => ({ addr: t.addr, len: 48 }), INDIRECT),
-    ),
     single('an indirect table outside guest memory', 'address', () => ({ addr: 0, len: 48 }), INDIRECT),
     single('an indirect table ending past memory', 'address', ({ end }) => ({ addr: end - 32, len: 48 }), INDIRECT),
-    table('an indirect entry going on past its table', 'desc_range', entry(1, fair, direction | NEXT, 3), 3 * ENTRY),
-    table('an indirect entry going on to 65535', 'desc_range', entry(0, fair, direction | NEXT, 0xffff)),
-    table('a looped indirect table', 'chain_loop', entry(2, fair, direction | NEXT, 0)),
-    table('an indirect entry that goes on to itself', 'chain_loop', entry(1, fair, direction | NEXT, 1)),
     table(
       'an indirect entry of length zero',
       'zero_length',
@@ -173,4 +155,40 @@ export function badChains(direction: number): BadChain[] {
       },
     },
   ];
+  const split: BadChain[] = [
+    head(64),
+    head(0xffff),
+    second('a chain going on to descriptor 64 of 64', 'desc_range', fair, direction | NEXT, 64),
+    second('a chain going on to descriptor 65535', 'desc_range', fair, direction | NEXT, 0xffff),
+    table(
+      'an indirect table in an indirect table',
+      'indirect',
+      entry(0, ({ table: t }) => ({ addr: t.addr, len: 48 }), INDIRECT),
+    ),
+    table(
+      'an indirect table further on in one',
+      'indirect',
+      entry(2, ({ table: t }) => ({ addr: t.addr, len: 48 }), INDIRECT),
+    ),
+    table('an indirect entry going on past its table', 'desc_range', entry(1, fair, direction | NEXT, 3), 3 * ENTRY),
+    table('an indirect entry going on to 65535', 'desc_range', entry(0, fair, direction | NEXT, 0xffff)),
+    table('a looped indirect table', 'chain_loop', entry(2, fair, direction | NEXT, 0)),
+    table('an indirect entry that goes on to itself', 'chain_loop', entry(1, fair, direction | NEXT, 1)),
+  ];
+  const packed: BadChain[] = [
+    table('an indirect table behind a descriptor of its chain', 'indirect', (ring, { data, table: t }) => {
+      ring.describe(HEAD, { addr: data.addr, len: HEADER }, direction | NEXT, IDS[1]);
+      ring.describe(IDS[1], { addr: t.addr, len: 3 * ENTRY }, INDIRECT);
+    }),
+    {
+      name: 'a chain over all the ring and further',
+      fault: 'chain_loop',
+      build(ring, { data }) {
+        const ids = Array.from({ length: ring.num + 1 }, (_, i) => 100 + i);
+        ring.chain(ids, Array(ring.num + 1).fill({ addr: data.addr, len: HEADER }), direction);
+        return ids[0];
+      },
+    },
+  ];
+  return [...both, ...(format === 'split' ? split : packed)];
 }

@@ -10,7 +10,8 @@ import {
   VRING_DESC_F_WRITE,
 } from '../../src/uapi/virtio-ring.ts';
 import { Ram, type RamPlace } from './ram.ts';
-import { type Piece, RawRing, type RingOptions } from './raw-ring.ts';
+import type { Piece, RawRing, RingOptions } from './raw-ring.ts';
+import { makeRing } from './rings.ts';
 
 /** A random number generator that a seed repeats (mulberry32). */
 export class Dice {
@@ -51,7 +52,9 @@ export class NaiveDriver {
   readonly ring: RawRing;
   readonly ram: Ram;
   readonly dice: Dice;
-  /** chains on offer, in the order of the avail ring */
+  /** all memory: that of the buffers, and what the ring's parts lie in */
+  readonly rams: readonly Ram[];
+  /** chains on offer, in order */
   readonly offered: Chain[] = [];
   /** the memory of all slots, and where it begins */
   readonly arena: Buffer;
@@ -66,10 +69,13 @@ export class NaiveDriver {
   /** @param write the device writes the buffers. `slotBytes` is the room for one chain's bytes */
   constructor(dice: Dice, num: number, write: boolean, slotBytes: number, slots: number, options: RingOptions) {
     this.dice = dice;
+    const ringRam = dice.chance(10) ? new Ram() : undefined;
+    const areas = dice.chance(10) ? new Ram() : undefined;
     // memory is cut here and there: pieces lie across two chunks
     const cuts = Array.from({ length: 12 }, (_, i) => 300_000 * (i + 1) + dice.int(0, 9999));
     this.ram = new Ram({ base: 2 ** 32 - 4096 * dice.int(1, 300), size: 32 * 2 ** 20, cuts });
-    this.ring = new RawRing(this.ram, num, options);
+    this.ring = makeRing(this.ram, num, { ...options, ringRam, areas });
+    this.rams = [...new Set([this.ram, this.ring.ringRam, this.ring.areas])];
     this.#write = write;
     this.#slotBytes = slotBytes + MAX_GAP * (MAX_PIECES + 2);
     this.#tables = this.ram.alloc(TABLE_BYTES * slots);
@@ -78,7 +84,7 @@ export class NaiveDriver {
     this.arena.fill(CANARY);
     this.#freeDescriptors = Array.from({ length: num }, (_, i) => i);
     this.#freeSlots = Array.from({ length: slots }, (_, i) => i);
-    this.#usedSeen = options.start ?? 0;
+    this.#usedSeen = this.ring.usedIdx;
   }
 
   /** Sizes of pieces that make up `bytes`: often one, at most eight, some of one byte. */
@@ -107,9 +113,9 @@ export class NaiveDriver {
       addr: this.ram.base + off - this.ram.offsetOf(this.ram.base),
       len,
     }));
-    const direct = indirect
-      ? this.dice.int(0, Math.min(asPieces.length, this.#freeDescriptors.length) - 1)
-      : asPieces.length;
+    // a packed ring's indirect descriptor is a chain of its own (§2.8.7)
+    const mostDirect = this.#packed ? 0 : Math.min(asPieces.length, this.#freeDescriptors.length) - 1;
+    const direct = indirect ? this.dice.int(0, mostDirect) : asPieces.length;
     const descriptors = this.#takeDescriptors(direct + (indirect ? 1 : 0));
     const flags = this.#write ? VRING_DESC_F_WRITE : 0;
     this.ring.chain(descriptors, asPieces.slice(0, direct), flags);
@@ -133,8 +139,14 @@ export class NaiveDriver {
     return backwards ? placed.reverse() : placed;
   }
 
+  get #packed(): boolean {
+    return this.ring.config.format === 'packed';
+  }
+
+  /** With IN_ORDER descriptors are taken one after the other (§2.7.5, §2.8.9). */
   #takeDescriptors(n: number): number[] {
     const free = this.#freeDescriptors;
+    if (this.ring.config.inOrder) return free.splice(0, n);
     return Array.from({ length: n }, () => free.splice(this.dice.int(0, free.length - 1), 1)[0]);
   }
 
@@ -148,7 +160,8 @@ export class NaiveDriver {
   ): void {
     const rest = pieces.slice(direct);
     const at = TABLE_BYTES * slot;
-    const ids = this.dice.chance(50) ? rest.map((_, i) => i) : [0, ...rest.slice(1).map((_, i) => rest.length - 1 - i)];
+    const straight = this.#packed || this.dice.chance(50);
+    const ids = straight ? rest.map((_, i) => i) : [0, ...rest.slice(1).map((_, i) => rest.length - 1 - i)];
     this.ring.chain(ids, rest, flags, this.#tables.off + at);
     const table = { addr: this.#tables.addr + at, len: VRING_DESC.size * rest.length };
     this.ring.describe(descriptors[direct], table, VRING_DESC_F_INDIRECT);
@@ -166,14 +179,14 @@ export class NaiveDriver {
 
   /** Makes the first chain on offer, too short for a header, long enough for one: as its driver should have. */
   growFirst(): void {
-    const [{ slot, head, descriptors }] = this.offered;
+    const [{ slot, head, descriptors, pieces }] = this.offered;
     const longer = { off: this.#arenaAt.off + this.#slotBytes * slot, len: this.#slotBytes };
-    this.ring.describe(
-      head,
-      { addr: this.ram.base + longer.off - this.ram.offsetOf(this.ram.base), len: longer.len },
-      VRING_DESC_F_WRITE,
-    );
-    this.offered[0] = { head, descriptors, slot, pieces: [longer], bytes: longer.len };
+    const addr = this.ram.base + longer.off - this.ram.offsetOf(this.ram.base);
+    this.ring.redescribe(head, { addr, len: longer.len }, VRING_DESC_F_WRITE);
+    // its other descriptors stay in the chain: a packed ring has them in the slots that follow
+    const more = descriptors.length === 1 ? [] : pieces.slice(1);
+    const bytes = more.reduce((sum, { len }) => sum + len, longer.len);
+    this.offered[0] = { head, descriptors, slot, pieces: [longer, ...more], bytes };
   }
 
   /** Checks that the device has used exactly the first `lens.length` chains on offer, in order, and takes them back. */
@@ -187,6 +200,7 @@ export class NaiveDriver {
       this.#freeSlots.push(chain.slot);
     });
     this.#usedSeen = ring.usedIdx;
+    ring.assertIntact();
     return chains;
   }
 

@@ -10,7 +10,7 @@ const MIB = 2 ** 20;
 /** Below a multiple of 4 GiB, so that memory of more than half a MiB goes on behind it. */
 const GUEST_BASE = 2 ** 32 - MIB / 2;
 
-/** One pool a test process: window ids are unique in it. `view-windows.test.ts` runs whole files again with the other kind. */
+/** One pool a test process: window ids are unique in it. `variants.test.ts` runs whole files again with the other kind. */
 export const pool = new WindowPool(process.env.WINDOW_KIND === 'view' ? 'view' : 'wasm');
 
 /** A place in a guest's memory: guest address, and offset into the window. */

@@ -1,20 +1,16 @@
 /**
- * A split virtqueue as a driver writes it, by hand and without scruples: any descriptor, any index, any flag.
+ * A virtqueue as a driver writes it, by hand and without scruples: any descriptor, any index, any flag. What both formats share.
  */
-
 import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
-import {
-  VRING_DESC,
-  VRING_DESC_F_NEXT,
-  vringAvailBytes,
-  vringDescBytes,
-  vringUsedBytes,
-} from '../../src/uapi/virtio-ring.ts';
+import { VRING_DESC_F_NEXT } from '../../src/uapi/virtio-ring.ts';
 import type { VringConfig } from '../../src/vhost/datapath.ts';
 import { NO_FD } from '../../src/vhost/vhost-device.ts';
 import type { RingConfig } from '../../src/virtqueue/ring-config.ts';
 import type { Ram, RamPlace } from './ram.ts';
+
+export type Format = RingConfig['format'];
+export const FORMATS: readonly Format[] = ['split', 'packed'];
 
 /** One descriptor of a chain. An address may be a bigint: 64 bits of anything. */
 export interface Piece {
@@ -22,33 +18,49 @@ export interface Piece {
   readonly len: number;
 }
 
-export type RingOptions = Partial<Omit<RingConfig, 'format' | 'num' | 'desc' | 'avail' | 'used'>> & {
-  /** both indexes at the start */
+export type RingOptions = Partial<Omit<RingConfig, 'num' | 'desc' | 'avail' | 'used'>> & {
+  /** a split ring's indexes at the start; a packed ring's slot, and in bit 15 its wrap counter */
   readonly start?: number;
   readonly headerLen?: 10 | 12;
   readonly mergeable?: boolean;
+  /** memory for the ring, where it does not lie with its buffers; and for driver and device area, where they do not lie with it */
+  readonly ringRam?: Ram | undefined;
+  readonly areas?: Ram | undefined;
 };
 
-export class RawRing {
+/** Where a ring's parts lie. */
+export interface RingParts {
+  readonly desc: RamPlace;
+  readonly avail: RamPlace;
+  readonly used: RamPlace;
+}
+
+export abstract class RawRing {
+  /** memory of buffers and indirect tables; of the descriptors; of driver and device area */
   readonly ram: Ram;
+  readonly ringRam: Ram;
+  readonly areas: Ram;
   readonly num: number;
   readonly config: RingConfig;
   /** what the driver has accepted, as far as it says how packets look */
   readonly features: bigint;
   readonly headerLen: 10 | 12;
-  readonly #desc: RamPlace;
-  readonly #avail: RamPlace;
-  readonly #used: RamPlace;
-  /** the avail index, free running modulo 2¹⁶; published by `publish` */
+  protected readonly parts: RingParts;
+  /** chains offered, modulo 2¹⁶, counted on from the start */
   availIdx: number;
 
-  constructor(ram: Ram, num: number, { start = 0, headerLen = 12, mergeable = false, ...more }: RingOptions = {}) {
+  protected constructor(
+    ram: Ram,
+    num: number,
+    parts: RingParts,
+    base: number,
+    { start = 0, headerLen = 12, mergeable = false, ringRam = ram, areas = ringRam, ...more }: RingOptions,
+  ) {
     this.ram = ram;
+    this.ringRam = ringRam;
+    this.areas = areas;
     this.num = num;
-    // with room behind the table for one descriptor too many
-    this.#desc = ram.alloc(vringDescBytes(num) + VRING_DESC.size);
-    this.#avail = ram.alloc(vringAvailBytes(num));
-    this.#used = ram.alloc(vringUsedBytes(num));
+    this.parts = parts;
     this.availIdx = start;
     this.headerLen = mergeable ? 12 : headerLen;
     this.features =
@@ -57,79 +69,72 @@ export class RawRing {
     this.config = {
       format: 'split',
       num,
-      desc: ram.place(this.#desc),
-      avail: ram.place(this.#avail),
-      used: ram.place(this.#used),
-      ...{ base: start, eventIdx: false, indirect: true, inOrder: false, kickFd: NO_FD, callFd: NO_FD },
+      desc: ringRam.place(parts.desc),
+      avail: areas.place(parts.avail),
+      used: areas.place(parts.used),
+      ...{ base, eventIdx: false, indirect: true, inOrder: false, kickFd: NO_FD, callFd: NO_FD },
       ...more,
     };
-    ram.views.dv.setUint16(this.#used.off + 2, start, true);
-    this.publish();
   }
 
-  vring(enabled = true, errFd = NO_FD): VringConfig {
-    return { ring: this.config, features: this.features, enabled, errFd };
+  vring(enabled = true, errFd = NO_FD, base = this.config.base): VringConfig {
+    return { ring: { ...this.config, base }, features: this.features, enabled, errFd };
   }
 
-  /** Writes descriptor `i` of the table, or of the indirect table at window offset `table`. */
-  describe(i: number, { addr, len }: Piece, flags: number, next = 0, table = this.#desc.off): void {
-    const { dv } = this.ram.views;
-    const at = table + VRING_DESC.size * i;
-    dv.setBigUint64(at, BigInt.asUintN(64, BigInt(addr)), true);
-    dv.setUint32(at + 8, len, true);
-    dv.setUint16(at + 12, flags, true);
-    dv.setUint16(at + 14, next, true);
-  }
+  /**
+   * Describes descriptor `i` of the driver's, or of the indirect table at window offset `table`. `next` is what a chain goes on to:
+   * entries of a packed ring's indirect table follow one another instead.
+   */
+  abstract describe(i: number, piece: Piece, flags: number, next?: number, table?: number): void;
 
-  /** Writes a chain over descriptors `ids`, one a piece; every one has `flags`, all but the last NEXT as well. */
-  chain(ids: readonly number[], pieces: readonly Piece[], flags: number, table = this.#desc.off): void {
+  /** Describes a chain over descriptors `ids`, one a piece; every one has `flags`, all but the last NEXT as well. */
+  chain(ids: readonly number[], pieces: readonly Piece[], flags: number, table?: number): void {
     pieces.forEach((piece, i) => {
       const more = i + 1 < pieces.length;
       this.describe(ids[i], piece, flags | (more ? VRING_DESC_F_NEXT : 0), more ? ids[i + 1] : 0, table);
     });
   }
 
-  /** Window offset of descriptor `i`. */
+  /** Changes a descriptor that has been offered as the first of its chain; the chain's others stay. */
+  abstract redescribe(head: number, piece: Piece, flags: number): void;
+
+  /** Window offset of what the device reads of descriptor `i` of the table, or of slot `i` of a packed ring. */
   descOff(i: number): number {
-    return this.#desc.off + VRING_DESC.size * i;
+    return this.parts.desc.off + 16 * i;
   }
 
-  /** Makes `head` available, unpublished. */
-  offer(head: number): void {
-    this.ram.views.dv.setUint16(this.#avail.off + 4 + 2 * (this.availIdx & (this.num - 1)), head, true);
-    this.availIdx = (this.availIdx + 1) & 0xffff;
-  }
+  /** Descriptors that are free to be offered. */
+  abstract get room(): number;
 
-  publish(): void {
-    Atomics.store(this.ram.views.u16, (this.#avail.off + 2) >> 1, this.availIdx);
-  }
+  /** Makes the chain that begins with `head` available, unpublished. */
+  abstract offer(head: number): void;
 
-  /** Sets the flag that asks for no notifications. */
-  set noInterrupt(on: boolean) {
-    this.ram.views.u16[this.#avail.off >> 1] = on ? 1 : 0;
-  }
+  abstract publish(): void;
 
-  set usedEvent(index: number) {
-    this.ram.views.u16[(this.#avail.off + 4 + 2 * this.num) >> 1] = index;
-  }
+  /** Makes the next `n` slots available and publishes them, as they were when they were offered: one descriptor each. */
+  abstract repeat(n: number): void;
 
-  get availEvent(): number {
-    return this.ram.views.u16[(this.#used.off + 4 + 8 * this.num) >> 1];
-  }
+  /** Takes back what the device has not used. */
+  abstract withdraw(): void;
 
-  /** The used ring's flags: 1 asks for no kicks. */
-  get usedFlags(): number {
-    return this.ram.views.u16[this.#used.off >> 1];
-  }
+  /** Chains used, modulo 2¹⁶, counted on from the start. */
+  abstract get usedIdx(): number;
 
-  get usedIdx(): number {
-    return Atomics.load(this.ram.views.u16, (this.#used.off + 2) >> 1);
-  }
+  /** Used element `index`, counted as `usedIdx` counts: of the last 2¹⁶. */
+  abstract used(index: number): { id: number; len: number };
 
-  /** Entry `index` (modulo the size) of the used ring. */
-  used(index: number): { id: number; len: number } {
-    const { dv } = this.ram.views;
-    const at = this.#used.off + 4 + 8 * (index & (this.num - 1));
-    return { id: dv.getUint32(at, true), len: dv.getUint32(at + 4, true) };
-  }
+  /** Where a device that has used `usedIdx` chains stands, as GET_VRING_BASE has it. */
+  abstract get base(): number;
+
+  /** True if the driver has to kick after it has made one more buffer available. */
+  abstract get kicksWanted(): boolean;
+
+  /** Asks for no notifications, or for all. */
+  abstract set noInterrupt(on: boolean);
+
+  /** Asks to hear of the next chain used, and of no other. Needs EVENT_IDX. */
+  abstract askForNext(): void;
+
+  /** Checks that the device has written nothing into the ring but what it may. */
+  abstract assertIntact(): void;
 }

@@ -10,13 +10,16 @@ import {
   type PortCounter,
   readCounters,
   txDropped,
+  VRING_SLOTS,
+  type VringCounter,
 } from '../../src/stats/counters.ts';
 import type { SwitchConfig } from '../../src/switch/switch-config.ts';
 import { Caller } from '../../src/sys/eventfd.ts';
 import { VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
 import { FAULTS } from '../../src/virtqueue/fault.ts';
 import { pool, Ram, type RamPlace } from './ram.ts';
-import { RawRing, type RingOptions } from './raw-ring.ts';
+import type { Format, RawRing, RingOptions } from './raw-ring.ts';
+import { makeRing } from './rings.ts';
 
 const CONFIG: SwitchConfig = {
   learning: 'dynamic',
@@ -26,6 +29,9 @@ const CONFIG: SwitchConfig = {
   macLimit: 512,
   maxPorts: 8,
 };
+
+/** More than any test fills its rings for. */
+const MAX_ROUNDS = 10_000;
 
 /** What an lcore has told, one line each, e.g. `registered 0`. */
 export class TestSwitch {
@@ -46,7 +52,8 @@ export class TestSwitch {
       {
         onRegistered: tell('registered'),
         onDuplicate: tell('duplicate'),
-        onMiss: (port, vring, iova) => this.events.push(`miss ${port}/${vring} 0x${iova.toString(16)}`),
+        onMiss: (port, vring, iova, write) =>
+          this.events.push(`miss ${port}/${vring} 0x${iova.toString(16)} ${write ? 'write' : 'read'}`),
         onFault: (port, vring, fault) => this.events.push(`fault ${port}/${vring} ${FAULTS[fault].name}`),
       },
     );
@@ -54,7 +61,7 @@ export class TestSwitch {
 
   /** Polls until nothing comes any more. */
   settle(): void {
-    while (this.lcore.poll() > 0);
+    for (let rounds = 0; this.lcore.poll() > 0; rounds++) assert.ok(rounds < MAX_ROUNDS, 'the rings run dry');
   }
 }
 
@@ -68,99 +75,87 @@ export function assertCounted(...guests: readonly TestGuest[]): void {
   }
 }
 
+/** The format of rings that no test asks for: `variants.test.ts` runs whole files again with the other one. */
+const FORMAT: Format = process.env.RING_FORMAT === 'packed' ? 'packed' : 'split';
+
 export interface GuestOptions extends RingOptions {
   readonly num?: number;
-  /** receive buffers: how many, and their bytes without the header */
+  /** receive buffers of each pair: how many, and their bytes without the header */
   readonly buffers?: number;
   readonly bufferBytes?: number;
   readonly enabled?: boolean;
   readonly ram?: Ram;
+  readonly pairs?: number;
+  /** no ring is started yet */
+  readonly stopped?: boolean;
 }
 
-const RX = 0;
-const TX = 1;
 /** Bytes of a transmit slot: header and the longest frame tried. */
 const TX_SLOT = 12288;
 
-/** A port with an RX and a TX ring. A receive buffer is descriptor i with buffer i; a sent frame is one descriptor. */
-export class TestGuest {
-  readonly id: number;
+/** The two rings of a queue pair. A receive buffer is descriptor i with buffer i; a sent frame is one descriptor. */
+class TestPair {
   readonly ram: Ram;
   readonly rx: RawRing;
   readonly tx: RawRing;
-  readonly #switch: TestSwitch;
-  readonly #block = counterBlock(PORT_SLOTS);
+  readonly blocks = { rx: counterBlock(VRING_SLOTS), tx: counterBlock(VRING_SLOTS) };
   readonly #rxBuffers: RamPlace;
   readonly #rxBytes: number;
   readonly #txSlots: RamPlace;
-  readonly #headerLen: number;
   #rxSeen: number;
+  #txNext = 0;
 
-  constructor(target: TestSwitch, id: number, options: GuestOptions = {}) {
-    const { num = 64, buffers = num, bufferBytes = 2048, enabled = true, ram = new Ram(), ...ring } = options;
-    this.id = id;
+  constructor(ram: Ram, num: number, buffers: number, bufferBytes: number, options: RingOptions) {
     this.ram = ram;
-    this.#switch = target;
-    this.rx = new RawRing(ram, num, ring);
-    this.tx = new RawRing(ram, num, ring);
-    this.#headerLen = this.rx.headerLen;
-    this.#rxBytes = bufferBytes + this.#headerLen;
+    this.rx = makeRing(ram, num, options);
+    this.tx = makeRing(ram, num, options);
+    this.#rxBytes = bufferBytes + this.rx.headerLen;
     this.#rxBuffers = ram.alloc(num * this.#rxBytes);
     this.#txSlots = ram.alloc(num * TX_SLOT);
-    this.#rxSeen = this.rx.availIdx;
+    this.#rxSeen = this.rx.usedIdx;
     for (let i = 0; i < num; i++) {
       const addr = this.#rxBuffers.addr + i * this.#rxBytes;
       this.rx.describe(i, { addr, len: this.#rxBytes }, VRING_DESC_F_WRITE);
       if (i < buffers) this.rx.offer(i);
     }
     this.rx.publish();
-    target.lcore.addPort(id, this.#block);
-    target.lcore.setMemory(id, ram.memory);
-    this.start(enabled);
   }
 
-  start(enabled = true): void {
-    this.#switch.lcore.startVring(this.id, RX, this.rx.vring(enabled));
-    this.#switch.lcore.startVring(this.id, TX, this.tx.vring(enabled));
-  }
-
-  get counters(): Record<PortCounter, number> {
-    return readCounters(PORT_SLOTS, this.#block);
-  }
-
-  /** The counters that are not zero, of those named `prefix`…. */
-  nonZero(prefix: string): Record<string, number> {
-    return Object.fromEntries(Object.entries(this.counters).filter(([name, n]) => name.startsWith(prefix) && n > 0));
-  }
-
-  /** Where the next frame's header goes. */
-  txSlot(i = this.tx.availIdx & (this.tx.num - 1)): RamPlace {
+  /** Where a frame's header goes: of the next one, unless `i` says of which. */
+  txSlot(i = this.#txNext): RamPlace {
     return { addr: this.#txSlots.addr + i * TX_SLOT, off: this.#txSlots.off + i * TX_SLOT };
   }
 
-  /** Puts frames on the TX ring, one descriptor each, without polling. */
-  send(...frames: readonly Buffer[]): void {
+  /** Where receive buffer `i` begins, with its header. */
+  rxBuffer(i: number): RamPlace {
+    return { addr: this.#rxBuffers.addr + i * this.#rxBytes, off: this.#rxBuffers.off + i * this.#rxBytes };
+  }
+
+  send(frames: readonly Buffer[]): void {
+    const { headerLen } = this.tx;
     for (const bytes of frames) {
-      const slot = this.txSlot();
-      const id = this.tx.availIdx & (this.tx.num - 1);
-      bytes.copy(this.ram.bytes, slot.off + this.#headerLen);
-      this.tx.describe(id, { addr: slot.addr, len: this.#headerLen + bytes.length }, 0);
+      const id = this.#txNext;
+      const slot = this.txSlot(id);
+      bytes.copy(this.ram.bytes, slot.off + headerLen);
+      this.tx.describe(id, { addr: slot.addr, len: headerLen + bytes.length }, 0);
       this.tx.offer(id);
+      this.#txNext = (id + 1) % this.tx.num;
     }
     this.tx.publish();
   }
 
-  /** The frames received since the last call; their buffers are offered again. */
   received(): Buffer[] {
+    const { headerLen } = this.rx;
     const frames: Buffer[] = [];
-    while (this.#rxSeen !== this.rx.usedIdx) {
+    const used = this.rx.usedIdx;
+    while (this.#rxSeen !== used) {
       const parts: Buffer[] = [];
       let chains = 1;
       for (let c = 0; c < chains; c++) {
         const { id, len } = this.rx.used(this.#rxSeen);
         const off = this.#rxBuffers.off + id * this.#rxBytes;
-        if (c === 0 && this.#headerLen === 12) chains = this.ram.views.dv.getUint16(off + 10, true);
-        parts.push(Buffer.from(this.ram.bytes.subarray(off + (c === 0 ? this.#headerLen : 0), off + len)));
+        if (c === 0 && headerLen === 12) chains = this.ram.views.dv.getUint16(off + 10, true);
+        parts.push(Buffer.from(this.ram.bytes.subarray(off + (c === 0 ? headerLen : 0), off + len)));
         this.rx.offer(id);
         this.#rxSeen = (this.#rxSeen + 1) & 0xffff;
       }
@@ -168,5 +163,85 @@ export class TestGuest {
     }
     this.rx.publish();
     return frames;
+  }
+}
+
+/** A port with one queue pair or several. */
+export class TestGuest {
+  readonly id: number;
+  readonly ram: Ram;
+  readonly pairs: readonly TestPair[];
+  readonly #switch: TestSwitch;
+  readonly #block = counterBlock(PORT_SLOTS);
+
+  constructor(target: TestSwitch, id: number, options: GuestOptions = {}) {
+    const { num = 64, buffers = num, bufferBytes = 2048, enabled = true, ...others } = options;
+    const { ram = new Ram(), pairs = 1, stopped = false, ...more } = others;
+    const ring = { format: FORMAT, ...more };
+    this.id = id;
+    this.ram = ram;
+    this.#switch = target;
+    this.pairs = Array.from({ length: pairs }, () => new TestPair(ram, num, buffers, bufferBytes, ring));
+    target.lcore.addPort(id, this.#block);
+    target.lcore.setMemory(id, ram.memory);
+    if (!stopped) this.start(enabled);
+  }
+
+  /** The rings of the first pair. */
+  get rx(): RawRing {
+    return this.pairs[0].rx;
+  }
+
+  get tx(): RawRing {
+    return this.pairs[0].tx;
+  }
+
+  start(enabled = true): void {
+    for (let pair = 0; pair < this.pairs.length; pair++) this.startPair(pair, enabled);
+  }
+
+  startPair(pair: number, enabled = true): void {
+    const { rx, tx, blocks } = this.pairs[pair];
+    this.#switch.lcore.startVring(this.id, 2 * pair, rx.vring(enabled), blocks.rx);
+    this.#switch.lcore.startVring(this.id, 2 * pair + 1, tx.vring(enabled), blocks.tx);
+  }
+
+  get counters(): Record<PortCounter, number> {
+    return readCounters(PORT_SLOTS, this.#block);
+  }
+
+  /** The counters of a vring. */
+  vringCounters(vring: number): Record<VringCounter, number> {
+    const { blocks } = this.pairs[vring >> 1];
+    return readCounters(VRING_SLOTS, vring % 2 === 0 ? blocks.rx : blocks.tx);
+  }
+
+  /** The counters that are not zero, of those named `prefix`…. */
+  nonZero(prefix: string): Record<string, number> {
+    return Object.fromEntries(Object.entries(this.counters).filter(([name, n]) => name.startsWith(prefix) && n > 0));
+  }
+
+  /** Where a frame's header goes in the first pair: of the next one, unless `i` says of which. */
+  txSlot(i?: number): RamPlace {
+    return this.pairs[0].txSlot(i);
+  }
+
+  /** Where receive buffer `i` of the first pair begins, with its header. */
+  rxBuffer(i: number): RamPlace {
+    return this.pairs[0].rxBuffer(i);
+  }
+
+  /** Puts frames on the first pair's TX ring, one descriptor each, without polling. */
+  send(...frames: readonly Buffer[]): void {
+    this.pairs[0].send(frames);
+  }
+
+  sendOn(pair: number, ...frames: readonly Buffer[]): void {
+    this.pairs[pair].send(frames);
+  }
+
+  /** The frames received since the last call, pair by pair; their buffers are offered again. */
+  received(): Buffer[] {
+    return this.pairs.flatMap((pair) => pair.received());
   }
 }

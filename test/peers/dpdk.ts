@@ -35,6 +35,8 @@ export interface TestpmdOptions {
   hugepages?: boolean;
   /** Packet buffers in the pool. Default 8192. */
   mbufs?: number;
+  /** Of the process. Default 0; it polls, also when it has nothing to do. */
+  nice?: number;
   /** More EAL arguments. */
   eal?: readonly string[];
   /** More of testpmd's own arguments, such as `--rxd=1024`. */
@@ -102,9 +104,26 @@ export function virtioUserPort(index: number, options: VirtioUserOptions): strin
   return parts.join(',');
 }
 
-/** The `--vdev` argument of a net_vhost port. It listens on the socket, or connects to it with `client`. */
-export function vhostPort(index: number, socket: string, options: { queues?: number; client?: boolean } = {}): string {
-  return `net_vhost${index},iface=${socket},queues=${options.queues ?? 1},client=${options.client ? 1 : 0}`;
+/** A net_vhost port: a back end. */
+export interface VhostOptions {
+  /** Queue pairs. Default 1. */
+  queues?: number;
+  /** It connects to the socket, again and again, in place of listening. Default false. */
+  client?: boolean;
+  /** Offers the TSO features. Default false. */
+  tso?: boolean;
+  /** Offers ACCESS_PLATFORM and asks the front end for translations. Default false. */
+  iommu?: boolean;
+  /** Offers protocol feature PAGEFAULT. Default false. */
+  postcopy?: boolean;
+}
+
+/** The `--vdev` argument of a net_vhost port. */
+export function vhostPort(index: number, socket: string, options: VhostOptions = {}): string {
+  const flags = { client: options.client, tso: options.tso, 'iommu-support': options.iommu };
+  const all = { ...flags, 'postcopy-support': options.postcopy };
+  const parts = [`net_vhost${index}`, `iface=${socket}`, `queues=${options.queues ?? 1}`];
+  return [...parts, ...Object.entries(all).map(([name, on]) => `${name}=${on ? 1 : 0}`)].join(',');
 }
 
 /** Free 2 MB hugepages. */
@@ -153,16 +172,21 @@ export class DpdkTestpmd {
   ): DpdkTestpmd {
     const vdevs = ports.map((port, index) => virtioUserPort(index, port));
     const queues = Math.max(...ports.map((port) => port.queues ?? 1));
-    // the log then says which receive and transmit path each port took
-    const eal = ['--log-level=pmd.net.virtio.init:info', '--log-level=pmd.net.virtio.driver:info'];
+    // the log then says which receive and transmit path each port took, and its features
+    const eal = ['--log-level=pmd.net.virtio.init:debug', '--log-level=pmd.net.virtio.driver:info'];
     if (ports.some((port) => port.packed && port.vectorized)) eal.push('--force-max-simd-bitwidth=512');
     return new DpdkTestpmd({ ...options, vdevs, queues, eal: [...eal, ...(options.eal ?? [])] });
   }
 
   /** A back end that passes what one socket's front end sends to the other's, and the other way round. */
-  static vhost(sockets: readonly string[], options: Omit<TestpmdOptions, 'vdevs'>): DpdkTestpmd {
+  static vhost(
+    sockets: readonly string[],
+    options: Omit<TestpmdOptions, 'vdevs'>,
+    ports: Omit<VhostOptions, 'queues'> = {},
+  ): DpdkTestpmd {
     const { queues = 1 } = options;
-    return new DpdkTestpmd({ ...options, vdevs: sockets.map((socket, i) => vhostPort(i, socket, { queues })) });
+    const vdevs = sockets.map((socket, i) => vhostPort(i, socket, { ...ports, queues }));
+    return new DpdkTestpmd({ ...options, vdevs });
   }
 
   /** Starts the program and waits for its prompt. On failure nothing is left behind. */
@@ -174,9 +198,11 @@ export class DpdkTestpmd {
       args: this.arguments(),
       env: { RUNTIME_DIRECTORY: this.dir },
       unbuffered: true,
+      nice: this.options.nice ?? 0,
     });
     try {
-      await this.prompt(0, 'prompt', timeoutMs);
+      const printed = await this.prompt(0, 'prompt', timeoutMs);
+      if (printed.includes('Start ports failed')) throw new Error(`testpmd ${name} starts no ports:\n${printed}`);
       return this;
     } catch (error) {
       await this.stop();
@@ -240,6 +266,16 @@ export class DpdkTestpmd {
       rxPps: field('Rx-pps'),
       txPps: field('Tx-pps'),
     };
+  }
+
+  /** Packets of each queue pair of a port so far. */
+  async queueStats(port: number): Promise<{ rx: number[]; tx: number[] }> {
+    const output = await this.command(`show port xstats ${port}`);
+    const counts = (direction: 'rx' | 'tx') => {
+      const found = [...output.matchAll(new RegExp(`^${direction}_q(\\d+)_good_packets: (\\d+)`, 'gm'))];
+      return found.sort((a, b) => Number(a[1]) - Number(b[1])).map((match) => Number(match[2]));
+    };
+    return { rx: counts('rx'), tx: counts('tx') };
   }
 
   /** All that testpmd printed, as far as it is kept. */

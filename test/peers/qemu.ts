@@ -8,48 +8,10 @@ import { GuestAgent, type ShellResult } from './guest-agent.ts';
 import { guestImage } from './guest-image.ts';
 import { kvmWorks } from './kvm.ts';
 import { lastLines, makeTempDir, PeerProcess, removeTempDir, waitUntil } from './process.ts';
+import { type QemuGuestOptions, qemuArguments } from './qemu-args.ts';
 import { QmpClient, type QmpEvent } from './qmp.ts';
 
-/** How a guest is set up. */
-export interface QemuGuestOptions {
-  /** Names the guest in messages, and is its host name: letters, digits, hyphens. */
-  name: string;
-  /** The vhost-user socket. Without one the guest has no network device. */
-  socket?: string;
-  /** Default 52:54:00:00:00:01. */
-  mac?: string;
-  /** Address and prefix length of eth0, such as 10.0.0.1/24. */
-  ip?: string;
-  /** Default 192. */
-  memoryMiB?: number;
-  /** Virtual CPUs; default: as many as queues. */
-  cpus?: number;
-  /** Queue pairs; the guest uses one until `ethtool -L eth0 combined N`. Default 1. */
-  queues?: number;
-  /** QEMU makes the socket and listens: it then blocks, QMP too, until a back end connects. Default false. */
-  server?: boolean;
-  /** Seconds after which QEMU connects again to a lost back end, or to one that is not there yet. */
-  reconnect?: number;
-  /** Properties of virtio-net-pci, such as `csum=off` or `packed=on`. */
-  device?: readonly string[];
-  /** Properties of `-netdev vhost-user`. */
-  netdev?: readonly string[];
-  /** Added to the kernel's command line; `g_mods=a,b` loads modules. */
-  kernelArgs?: readonly string[];
-  /** QEMU arguments, as they are: `-incoming`, `-device`, ... */
-  args?: readonly string[];
-  /**
-   * MSI-X vectors of the network device. Default 0, interrupts by INTx: QEMU 7.2 under TCG crashes in
-   * msix_set_vector_notifiers when a guest turns MSI-X on for a vhost-user device.
-   */
-  vectors?: number;
-  /** Default: kvm where it really works, else tcg. The variable GUEST_ACCEL decides when it is set. */
-  accel?: 'kvm' | 'tcg';
-  /** Of the QEMU process. Default 10: under TCG guests compete with the switch that is tested. */
-  nice?: number;
-  /** A program and its arguments that replaces itself by QEMU, such as `nsenter --net=FILE`. */
-  launcher?: readonly string[];
-}
+export type { QemuGuestOptions } from './qemu-args.ts';
 
 const READY = /GUEST READY [^\r\n]*/g;
 
@@ -86,13 +48,13 @@ export class QemuGuest {
 
   /** Starts QEMU without waiting for the guest: for one that waits for its back end, or for an incoming migration. */
   async launch(): Promise<this> {
-    const image = await guestImage();
+    const { kernel, initrd } = await guestImage();
     const accel = this.options.accel ?? process.env.GUEST_ACCEL ?? ((await kvmWorks()) ? 'kvm' : 'tcg');
     const [command, ...before] = [...(this.options.launcher ?? []), 'qemu-system-x86_64'];
     this.qemu = new PeerProcess({
       name: `guest ${this.options.name}`,
       command,
-      args: [...before, ...this.arguments(image.kernel, image.initrd, accel)],
+      args: [...before, ...qemuArguments(this.options, { kernel, initrd, accel, path: (file) => this.path(file) })],
       nice: this.options.nice ?? 10,
     });
     return this;
@@ -114,6 +76,11 @@ export class QemuGuest {
   /** How QEMU ended, in words; undefined while it runs. */
   get endedHow(): string | undefined {
     return this.qemu?.endedHow;
+  }
+
+  /** What QEMU itself said last. */
+  get said(): string {
+    return this.qemu?.lastLines(10) ?? '';
   }
 
   /** The guest's console so far. */
@@ -141,6 +108,22 @@ export class QemuGuest {
   /** Waits for a QMP event that has not been taken yet; they are collected from the first `qmp` call on. */
   waitEvent(name: string, timeoutMs = 30_000): Promise<QmpEvent> {
     return this.run(() => this.monitor.waitEvent(name, timeoutMs));
+  }
+
+  /** The socket on which a guest with `incoming` is to be migrated here. */
+  get migrationSocket(): string {
+    return this.path('migration');
+  }
+
+  /** Plugs a DIMM; the guest has it online when this returns. Needs `hotplug`. @param id tells DIMMs apart */
+  async plugMemory(id: string, mib: number, timeoutMs = 30_000): Promise<void> {
+    const online = async () => Number((await this.sh("awk '/MemTotal/ { print $2 }' /proc/meminfo")).output);
+    const before = await online();
+    const size = mib * 2 ** 20;
+    await this.qmp('object-add', { 'qom-type': 'memory-backend-memfd', id: `${id}-mem`, size, share: true });
+    await this.qmp('device_add', { driver: 'pc-dimm', id, memdev: `${id}-mem` });
+    const more = async () => (await online()) - before > (mib * 1024) / 2;
+    await this.run(() => waitUntil(`${mib} MiB more memory in the guest`, more, timeoutMs, { everyMs: 200 }));
   }
 
   /** Resets the machine and waits until it has booted again. */
@@ -180,42 +163,12 @@ export class QemuGuest {
     } catch (error) {
       const { name } = this.options;
       const how = this.endedHow === undefined ? '' : `\n(QEMU ${this.endedHow})`;
-      const said = this.qemu?.lastLines(10) || 'nothing';
+      const said = this.said || 'nothing';
       throw new Error(
         `guest ${name}: ${(error as Error).message}${how}\n--- QEMU of ${name} said:\n${said}` +
           `\n--- console of ${name}, last lines:\n${lastLines(this.log, 15)}`,
         { cause: error },
       );
     }
-  }
-
-  private arguments(kernel: string, initrd: string, accel: string): string[] {
-    const { name, ip = '', memoryMiB = 192, queues = 1, cpus = queues } = this.options;
-    const console_ = 'console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check';
-    const append = [console_, `g_name=${name}`, `g_ip=${ip}`, ...(this.options.kernelArgs ?? [])];
-    return [
-      ...['-name', name, '-accel', accel, '-M', 'q35,memory-backend=mem', '-smp', String(cpus), '-m', `${memoryMiB}`],
-      ...['-object', `memory-backend-memfd,id=mem,size=${memoryMiB}M,share=on`],
-      ...['-nodefaults', '-no-user-config', '-display', 'none'],
-      ...['-kernel', kernel, '-initrd', initrd, '-append', append.join(' ')],
-      ...['-chardev', `file,id=log,path=${this.path('log')}`, '-serial', 'chardev:log'],
-      ...['-chardev', `socket,id=agent,path=${this.path('agent')},server=on,wait=off`, '-serial', 'chardev:agent'],
-      ...['-qmp', `unix:${this.path('qmp')},server=on,wait=off`],
-      ...this.networkArguments(queues),
-      ...(this.options.args ?? []),
-    ];
-  }
-
-  private networkArguments(queues: number): string[] {
-    const { socket, mac = '52:54:00:00:00:01', server, reconnect, vectors = 0 } = this.options;
-    if (socket === undefined) return [];
-    const chardev = ['socket', 'id=net0', `path=${socket}`];
-    if (server) chardev.push('server=on', 'wait=off');
-    if (reconnect !== undefined) chardev.push(`reconnect=${reconnect}`);
-    const netdev = ['vhost-user', 'id=n0', 'chardev=net0', `queues=${queues}`, ...(this.options.netdev ?? [])];
-    const device = ['virtio-net-pci', 'id=nic0', 'netdev=n0', `mac=${mac}`, 'romfile=', `vectors=${vectors}`];
-    if (queues > 1) device.push('mq=on');
-    device.push(...(this.options.device ?? []));
-    return ['-chardev', chardev.join(','), '-netdev', netdev.join(','), '-device', device.join(',')];
   }
 }

@@ -127,13 +127,13 @@ test('stopped: a ring goes on where it was when it is started again, and nothing
   const [sender, receiver] = start();
   const sent = Array.from({ length: 5 }, (_, i) => frame(B, A, 64 + i));
   send(0, ...sent.slice(0, 2));
-  assert.equal(on.lcore.stopVring(0, TX), sender.tx.usedIdx);
+  assert.equal(on.lcore.stopVring(0, TX), sender.tx.base);
   send(0, ...sent.slice(2));
   assert.deepEqual(receiver.received(), sent.slice(0, 2));
-  on.lcore.startVring(0, TX, sender.tx.vring());
+  on.lcore.startVring(0, TX, sender.tx.vring(true, NO_FD, sender.tx.base));
   on.settle();
   assert.deepEqual(receiver.received(), sent.slice(2));
-  assert.equal(on.lcore.stopVring(0, TX), sender.tx.usedIdx);
+  assert.equal(on.lcore.stopVring(0, TX), sender.tx.base);
   assert.equal(on.lcore.stopVring(0, TX), undefined);
 });
 
@@ -141,12 +141,11 @@ for (const eventIdx of [false, true])
   test(`sleep: ${eventIdx ? 'with' : 'without'} event index guests are asked to kick, unless they have sent meanwhile`, () => {
     const [sender] = start({}, { eventIdx });
     assert.equal(on.lcore.prepareSleep(), true);
-    if (eventIdx) assert.equal(sender.tx.availEvent, sender.tx.availIdx);
-    assert.equal(sender.tx.usedFlags, 0);
+    assert.equal(sender.tx.kicksWanted, true);
     sender.send(frame(B, A));
     assert.equal(on.lcore.prepareSleep(), false);
     on.lcore.wake();
-    assert.equal(sender.tx.usedFlags, eventIdx ? 0 : 1);
+    assert.equal(sender.tx.kicksWanted, false);
     on.settle();
     assert.equal(guests[1].received().length, 1);
   });
@@ -165,7 +164,7 @@ test('calls: a call eventfd given again hears of what its driver asked for, howe
   for (let left = 65536 - 10; left > 0; left -= 32) sendMany(Math.min(32, left));
   drain(callFd);
   on.lcore.setCall(0, TX, callFd);
-  sender.tx.usedEvent = sender.tx.usedIdx;
+  sender.tx.askForNext();
   sendMany(30);
   assert.equal(drain(callFd), 1, 'the very next is asked for');
   sendMany(30);

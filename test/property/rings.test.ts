@@ -12,31 +12,46 @@ import { DROP_FAULT, DROP_NO_BUFFER, DROP_TOO_BIG, Enqueuer } from '../../src/vi
 import { NetVring } from '../../src/virtio-net/net-vring.ts';
 import { OffloadStage } from '../../src/virtio-net/offload-stage.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
+import { PackedRing } from '../../src/virtqueue/packed-ring.ts';
 import { SplitRing } from '../../src/virtqueue/split-ring.ts';
 import { type Chain, Dice, NaiveDriver } from '../kit/naive-driver.ts';
 import { pool } from '../kit/ram.ts';
+import { EVENTS, type RawPackedRing } from '../kit/raw-packed-ring.ts';
+import { FORMATS, type Format } from '../kit/raw-ring.ts';
+import type { RawSplitRing } from '../kit/raw-split-ring.ts';
 
 interface Scenario {
+  readonly format: Format;
   readonly seed: number;
-  readonly txLog: number;
-  readonly rxLog: number;
+  readonly txNum: number;
+  readonly rxNum: number;
   readonly start: number;
   readonly header: 'legacy' | 'modern' | 'mergeable';
   readonly sourceHeader: 10 | 12;
   readonly eventIdx: boolean;
   readonly indirect: boolean;
+  readonly inOrder: boolean;
 }
 
-const scenario: fc.Arbitrary<Scenario> = fc.record({
-  seed: fc.noShrink(fc.integer()),
-  txLog: fc.integer({ min: 0, max: 10 }),
-  rxLog: fc.integer({ min: 0, max: 10 }),
-  start: fc.oneof(fc.integer({ min: 65400, max: 65535 }), fc.integer({ min: 0, max: 65535 })),
-  header: fc.constantFrom('legacy', 'modern', 'mergeable'),
-  sourceHeader: fc.constantFrom(10, 12),
-  eventIdx: fc.boolean(),
-  indirect: fc.boolean(),
-});
+/** A split ring's size is a power of two. */
+const size = (format: Format) =>
+  format === 'split'
+    ? fc.integer({ min: 0, max: 10 }).map((log2) => 2 ** log2)
+    : fc.oneof(fc.integer({ min: 1, max: 9 }), fc.integer({ min: 1, max: 1024 }));
+
+const scenario = (format: Format): fc.Arbitrary<Scenario> =>
+  fc.record({
+    format: fc.constant(format),
+    seed: fc.noShrink(fc.integer()),
+    txNum: size(format),
+    rxNum: size(format),
+    start: fc.oneof(fc.integer({ min: 65400, max: 65535 }), fc.integer({ min: 0, max: 65535 })),
+    header: fc.constantFrom('legacy', 'modern', 'mergeable'),
+    sourceHeader: fc.constantFrom(10, 12),
+    eventIdx: fc.boolean(),
+    indirect: fc.boolean(),
+    inOrder: fc.boolean(),
+  });
 
 const MAX_FRAME = 9728;
 /** Receive chains of a driver without mergeable buffers, and with. */
@@ -66,22 +81,24 @@ class Bench {
     this.dice = new Dice(s.seed);
     this.#headerLen = s.header === 'legacy' ? 10 : 12;
     const mergeable = s.header === 'mergeable';
-    const common = { start: s.start, eventIdx: s.eventIdx, indirect: s.indirect };
+    const { format, start: at, eventIdx, indirect, inOrder } = s;
+    const common = { format, start: at, eventIdx, indirect, inOrder };
     const fds = { tx: createEventfd(), rx: createEventfd() };
-    this.tx = new NaiveDriver(this.dice, 2 ** s.txLog, false, MAX_FRAME + 12, SLOTS, {
+    this.tx = new NaiveDriver(this.dice, s.txNum, false, MAX_FRAME + 12, SLOTS, {
       ...common,
       headerLen: s.sourceHeader,
       callFd: fds.tx,
     });
     const rxOptions = { ...common, headerLen: this.#headerLen, mergeable, callFd: fds.rx };
-    this.rx = new NaiveDriver(this.dice, 2 ** s.rxLog, true, 4000, SLOTS, rxOptions);
+    this.rx = new NaiveDriver(this.dice, s.rxNum, true, 4000, SLOTS, rxOptions);
     this.expected = Buffer.from(this.rx.arena);
     const windows: WindowViews[] = [];
-    for (const { ram } of [this.tx, this.rx]) windows[ram.handle.id] = ram.views;
+    for (const { handle, views } of [...this.tx.rams, ...this.rx.rams]) windows[handle.id] = views;
+    const Ring = format === 'packed' ? PackedRing : SplitRing;
     const caller = new Caller(new Int32Array(1), 0);
     const start = ({ ring, ram }: NaiveDriver) =>
       new NetVring(
-        new SplitRing(ring.config, new AddressMap(ram.chunks), windows, caller),
+        new Ring(ring.config, new AddressMap(ram.chunks), windows, caller),
         ring.features,
         new Float64Array(counterBlock(VRING_SLOTS)),
       );
@@ -90,7 +107,8 @@ class Bench {
     const bounce = openWindow(pool.acquire());
     windows[bounce.id] = bounce;
     this.#enqueuer = new Enqueuer(this.#stage, new OffloadStage(bounce, 65536, 2 ** 20), windows);
-    this.#calls = { tx: new CallModel(this.tx, s), rx: new CallModel(this.rx, s) };
+    const Calls = format === 'packed' ? PackedCalls : SplitCalls;
+    this.#calls = { tx: new Calls(this.tx, s), rx: new Calls(this.rx, s) };
   }
 
   /** The drivers offer something, the device moves a burst, and everything is compared. */
@@ -106,8 +124,8 @@ class Bench {
     if (n === 0) return;
     this.#deliver(n);
     completeBurst(this.txRing, this.#stage);
-    this.tx.takeBack(Array(n).fill(0));
-    this.#calls.tx.check(n);
+    this.#calls.tx.check(this.tx.takeBack(Array(n).fill(0)));
+    assert.equal(this.txRing.ring.base, this.tx.ring.base);
     this.frames.splice(0, n);
     this.entries += n;
   }
@@ -151,8 +169,10 @@ class Bench {
     );
     assert.equal(this.rxRing.bytes, bytes);
     assert.ok(this.expected.equals(this.rx.arena), 'exactly the frames’ bytes are written, and nothing beside them');
-    for (const chain of this.rx.takeBack(lens)) this.rx.refill(chain, this.expected);
-    if (lens.length > 0) this.#calls.rx.check(lens.length);
+    const used = this.rx.takeBack(lens);
+    for (const chain of used) this.rx.refill(chain, this.expected);
+    if (used.length > 0) this.#calls.rx.check(used);
+    assert.equal(this.rxRing.ring.base, this.rx.ring.base);
     if (drops[DROP_TOO_BIG] > 0) this.#passFirst();
     this.entries += lens.length;
   }
@@ -211,8 +231,9 @@ class Bench {
     burst.len[0] = burst.first[0] = burst.first[1] = 0;
     assert.equal(this.#enqueuer.enqueue(this.rxRing, Int32Array.of(0), 0, 1), 1);
     assert.ok(this.expected.equals(this.rx.arena), 'a frame of no bytes is a header');
-    for (const chain of this.rx.takeBack([this.#headerLen])) this.rx.refill(chain, this.expected);
-    this.#calls.rx.check(1);
+    const used = this.rx.takeBack([this.#headerLen]);
+    for (const chain of used) this.rx.refill(chain, this.expected);
+    this.#calls.rx.check(used);
   }
 
   close(): void {
@@ -220,9 +241,20 @@ class Bench {
   }
 }
 
-/** When the driver wants to be called (§2.7.7), and whether it was. */
-class CallModel {
+/** When the driver wants to be called, and whether it was. */
+interface CallModel {
+  changeMind(dice: Dice): void;
+  /** These chains have been used since the last check: says whether exactly the call that was due has come. */
+  check(used: readonly Chain[]): void;
+}
+
+const assertCalls = (driver: NaiveDriver, due: boolean) =>
+  assert.equal(drain(driver.ring.config.callFd), due ? 1 : 0, 'calls');
+
+/** @see VIRTIO 1.2 §2.7.7 */
+class SplitCalls implements CallModel {
   readonly #driver: NaiveDriver;
+  readonly #ring: RawSplitRing;
   readonly #eventIdx: boolean;
   #event: number;
   #noInterrupt = false;
@@ -231,28 +263,70 @@ class CallModel {
 
   constructor(driver: NaiveDriver, { eventIdx, start }: Scenario) {
     this.#driver = driver;
+    this.#ring = driver.ring as RawSplitRing;
     this.#eventIdx = eventIdx;
     this.#event = this.#used = start;
-    driver.ring.usedEvent = start;
+    this.#ring.usedEvent = start;
   }
 
   changeMind(dice: Dice): void {
-    const { ring } = this.#driver;
     if (dice.chance(60)) this.#event = (this.#used + dice.int(-3, 36)) & 0xffff;
     if (dice.chance(30)) this.#noInterrupt = !this.#noInterrupt;
-    ring.usedEvent = this.#event;
+    this.#ring.usedEvent = this.#event;
     // with EVENT_IDX the flag means nothing
-    ring.noInterrupt = this.#noInterrupt;
+    this.#ring.noInterrupt = this.#noInterrupt;
   }
 
-  /** `n` entries have been used since the last check: says whether exactly the call that was due has come. */
-  check(n: number): void {
+  check({ length: n }: readonly Chain[]): void {
     let passed = false;
     for (let i = 0; i < n; i++) if (((this.#used + i) & 0xffff) === this.#event) passed = true;
     const due = this.#eventIdx ? passed || this.#first : !this.#noInterrupt;
     this.#used = (this.#used + n) & 0xffff;
     this.#first = false;
-    assert.equal(drain(this.#driver.ring.config.callFd), due ? 1 : 0, 'calls');
+    assertCalls(this.#driver, due);
+  }
+}
+
+/** Slots are counted through two laps: from 0 to 2 · num − 1. @see VIRTIO 1.2 §2.8.10 */
+class PackedCalls implements CallModel {
+  readonly #driver: NaiveDriver;
+  readonly #ring: RawPackedRing;
+  readonly #eventIdx: boolean;
+  #flags: number = EVENTS.enable;
+  #event = 0;
+  #used: number;
+  #first = true;
+
+  constructor(driver: NaiveDriver, { eventIdx }: Scenario) {
+    this.#driver = driver;
+    this.#ring = driver.ring as RawPackedRing;
+    this.#eventIdx = eventIdx;
+    const { slot, wrap } = this.#ring.usedPosition;
+    this.#used = slot + (wrap === 1 ? 0 : this.#ring.num);
+  }
+
+  get #laps(): number {
+    return 2 * this.#ring.num;
+  }
+
+  changeMind(dice: Dice): void {
+    const { num } = this.#ring;
+    // between what was used last and a lap from here
+    if (dice.chance(60)) this.#event = (this.#used + dice.int(-Math.min(3, num - 1), Math.min(36, num))) % this.#laps;
+    if (this.#event < 0) this.#event += this.#laps;
+    if (dice.chance(50)) this.#flags = dice.int(EVENTS.enable, EVENTS.reserved);
+    this.#ring.setEvent(this.#flags, { slot: this.#event % num, wrap: this.#event < num ? 1 : 0 });
+  }
+
+  check(used: readonly Chain[]): void {
+    const slots = used.reduce((sum, { descriptors }) => sum + descriptors.length, 0);
+    let passed = false;
+    for (let i = 0; i < slots; i++) if ((this.#used + i) % this.#laps === this.#event) passed = true;
+    this.#used = (this.#used + slots) % this.#laps;
+    let due = this.#flags !== EVENTS.disable;
+    if (due && this.#flags === EVENTS.desc && this.#eventIdx) due = passed || this.#first;
+    if (this.#flags !== EVENTS.disable) this.#first = false;
+    assertCalls(this.#driver, due);
   }
 }
 
@@ -266,24 +340,45 @@ function run(s: Scenario, until: (bench: Bench, steps: number) => boolean): numb
   }
 }
 
-test('split rings: frames of any layout come out whole, in order and once, in buffers of any layout', () => {
-  fc.assert(
-    fc.property(scenario, (s) => {
-      run(s, (_, steps) => steps === 40);
-    }),
-    { numRuns: 120 },
-  );
-});
+for (const format of FORMATS) {
+  test(`${format} rings: frames of any layout come out whole, in order and once, in buffers of any layout`, () => {
+    fc.assert(
+      fc.property(scenario(format), (s) => {
+        run(s, (_, steps) => steps === 40);
+      }),
+      { numRuns: 120 },
+    );
+  });
 
-for (const [name, s] of [
-  ['without event index', { header: 'modern', eventIdx: false, indirect: false, sourceHeader: 12 }],
-  ['with event index and mergeable buffers', { header: 'mergeable', eventIdx: true, indirect: true, sourceHeader: 10 }],
-  ['of a legacy driver', { header: 'legacy', eventIdx: true, indirect: true, sourceHeader: 10 }],
-] as const)
-  test(`split rings ${name}: the indexes wrap, and nothing changes`, () => {
+  const sizes = format === 'split' ? { txNum: 256, rxNum: 128 } : { txNum: 251, rxNum: 97 };
+  for (const [name, s] of [
+    ['without event index', { header: 'modern', eventIdx: false, indirect: false, sourceHeader: 12, inOrder: true }],
+    [
+      'with event index and mergeable buffers',
+      { header: 'mergeable', eventIdx: true, indirect: true, sourceHeader: 10 },
+    ],
+    ['of a legacy driver', { header: 'legacy', eventIdx: true, indirect: true, sourceHeader: 10 }],
+  ] as const)
+    test(`${format} rings ${name}: the indexes wrap, and nothing changes`, () => {
+      fc.assert(
+        fc.property(fc.noShrink(fc.integer()), (seed) => {
+          run({ inOrder: false, ...s, ...sizes, format, seed, start: 65000 }, (bench) => bench.entries > 140_000);
+        }),
+        { numRuns: 1 },
+      );
+    });
+}
+
+for (const num of [32768, 32767])
+  test(`packed rings of ${num} descriptors: a lap and more, and nothing changes`, () => {
+    const sizes = { txNum: num, rxNum: num, start: (num - 600) | 0x8000 };
+    const more = { header: 'mergeable', sourceHeader: 12, eventIdx: true, indirect: false, inOrder: false } as const;
     fc.assert(
       fc.property(fc.noShrink(fc.integer()), (seed) => {
-        run({ ...s, seed, txLog: 8, rxLog: 7, start: 65000 }, (bench) => bench.entries > 140_000);
+        run({ format: 'packed', seed, ...sizes, ...more }, ({ tx, rx }) => {
+          const laps = [tx, rx].map(({ ring }) => (ring as RawPackedRing).slotsUsed / num);
+          return Math.min(...laps) > 1.1;
+        });
       }),
       { numRuns: 1 },
     );
