@@ -29,6 +29,7 @@ const GUESTS = [
 /** iperf3's, and the same as /proc/net/tcp6 has it. */
 const PORT = 5201;
 const LISTENING = `:${PORT.toString(16).toUpperCase()} [0-9A-F]*:0000 0A`;
+const SERVER_LOG = '/tmp/iperf3.log';
 /** Slow start, which iperf3 leaves out of its result. */
 const OMITTED_SECONDS = 1;
 const BOOT_MS = 120_000;
@@ -161,14 +162,17 @@ async function checkOffloads(guest: QemuGuest): Promise<string> {
 /** One run from guest A to guest B. */
 async function iperf(a: QemuGuest, b: QemuGuest, seconds: number, streams: number): Promise<TcpRun> {
   const listening = `for i in $(seq 100); do grep -q '${LISTENING}' /proc/net/tcp /proc/net/tcp6 && exit; sleep .1; done; exit 1`;
-  await ran(b, `iperf3 -s -D -p ${PORT} && { ${listening}; }`);
+  await ran(b, `iperf3 -s -D -p ${PORT} --logfile ${SERVER_LOG} && { ${listening}; }`);
   const client = `iperf3 -J -c ${GUESTS[1].ip} -p ${PORT} -t ${seconds} -O ${OMITTED_SECONDS} -P ${streams}`;
   const { output } = await a.sh(client, 1000 * (seconds + OMITTED_SECONDS) + IPERF_EXTRA_MS);
   const said = JSON.parse(output) as {
     error?: string;
     end: { sum_received: { bits_per_second: number }; sum_sent: { retransmits: number } };
   };
-  if (said.error !== undefined) throw new Error(`iperf3: ${said.error}`);
+  if (said.error !== undefined) {
+    const server = (await b.sh(`tail -n 3 ${SERVER_LOG}`)).output;
+    throw new Error(`iperf3: ${said.error}; its server said: ${server.trim()}`);
+  }
   return { gbps: said.end.sum_received.bits_per_second / 1e9, retransmits: said.end.sum_sent.retransmits };
 }
 
