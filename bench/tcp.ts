@@ -32,6 +32,8 @@ const LISTENING = `:${PORT.toString(16).toUpperCase()} [0-9A-F]*:0000 0A`;
 const SERVER_LOG = '/tmp/iperf3.log';
 /** Slow start, which iperf3 leaves out of its result. */
 const OMITTED_SECONDS = 1;
+/** So much of a run's time at least must have passed. */
+const CLOCK_TOLERANCE = 0.9;
 const BOOT_MS = 120_000;
 const IPERF_EXTRA_MS = 30_000;
 /** Without any of these, segments of 64 KiB would not go from guest to guest as they are. */
@@ -163,17 +165,23 @@ async function checkOffloads(guest: QemuGuest): Promise<string> {
 async function iperf(a: QemuGuest, b: QemuGuest, seconds: number, streams: number): Promise<TcpRun> {
   const listening = `for i in $(seq 100); do grep -q '${LISTENING}' /proc/net/tcp /proc/net/tcp6 && exit; sleep .1; done; exit 1`;
   await ran(b, `iperf3 -s -D -p ${PORT} --logfile ${SERVER_LOG} && { ${listening}; }`);
+  const from = performance.now();
   const client = `iperf3 -J -c ${GUESTS[1].ip} -p ${PORT} -t ${seconds} -O ${OMITTED_SECONDS} -P ${streams}`;
   const { output } = await a.sh(client, 1000 * (seconds + OMITTED_SECONDS) + IPERF_EXTRA_MS);
   const said = JSON.parse(output) as {
     error?: string;
-    end: { sum_received: { bits_per_second: number }; sum_sent: { retransmits: number } };
+    end: { sum_received: { bits_per_second: number; seconds: number }; sum_sent: { retransmits: number } };
   };
+  const tookSeconds = (performance.now() - from) / 1000;
   if (said.error !== undefined) {
     const server = (await b.sh(`tail -n 3 ${SERVER_LOG}`)).output;
     throw new Error(`iperf3: ${said.error}; its server said: ${server.trim()}`);
   }
-  return { gbps: said.end.sum_received.bits_per_second / 1e9, retransmits: said.end.sum_sent.retransmits };
+  const { bits_per_second: rate, seconds: measured } = said.end.sum_received;
+  // The rate is by the guests' clocks, which under emulation may jump with the host's time-stamp counters.
+  if (tookSeconds < CLOCK_TOLERANCE * (seconds + OMITTED_SECONDS) || measured < CLOCK_TOLERANCE * seconds)
+    throw new Error(`a guest's clock jumped: ${measured} s by iperf3, ${figure(tookSeconds)} s here with its start`);
+  return { gbps: rate / 1e9, retransmits: said.end.sum_sent.retransmits };
 }
 
 /** One peer's turn: starts it, boots two guests, runs iperf3 once, and stops everything. What fails is told and noted. */
