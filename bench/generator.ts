@@ -173,17 +173,19 @@ function pending(ring: StaticRing): number {
   return ring.pending();
 }
 
-/** The hot loop. @returns seconds it ran. */
-function drive(ports: readonly StaticPort[], seconds: number): number {
+/** The hot loop. @returns seconds it ran, and turns. */
+function drive(ports: readonly StaticPort[], seconds: number): { seconds: number; turns: number } {
   const from = performance.now();
   const until = from + seconds * 1000;
+  let turns = 0;
   do {
     for (let turn = 0; turn < TURNS_PER_LOOK_AT_CLOCK; turn++) {
       for (let i = 0; i < ports.length; i++) ports[i].poll(burst, touch);
       if (device !== undefined) device.poll();
     }
+    turns += TURNS_PER_LOOK_AT_CLOCK;
   } while (performance.now() < until);
-  return (performance.now() - from) / 1000;
+  return { seconds: (performance.now() - from) / 1000, turns };
 }
 
 /** Takes back what is on the way, until nothing has come for a while. */
@@ -203,15 +205,17 @@ function measure(ports: readonly StaticPort[]) {
   const senders = args['one-way'] ? ports.slice(0, 1) : ports;
   for (const port of senders) port.start(touch);
   drive(ports, Number(args.warmup));
-  const before = ports.map(({ rx, tx }) => ({ sent: tx.total, received: rx.total }));
+  const count = () => ports.map(({ rx, tx }) => ({ sent: tx.total, received: rx.total, found: rx.found + tx.found }));
+  const before = count();
   const preemptedBefore = preemptions();
-  const seconds = drive(ports, Number(args.seconds));
+  const { seconds, turns } = drive(ports, Number(args.seconds));
   const preempted = preemptions() - preemptedBefore;
-  const after = ports.map(({ rx, tx }) => ({ sent: tx.total, received: rx.total }));
+  const after = count();
   drain(ports);
   const directions = senders.map((_, i) => {
     const sent = after[i].sent - before[i].sent;
     const received = after[next(i)].received - before[next(i)].received;
+    if (received === 0) throw new Error(`no frame of port ${i} arrived in ${seconds.toFixed(1)} s`);
     const mpps = received / seconds / 1e6;
     return {
       from: i,
@@ -224,6 +228,7 @@ function measure(ports: readonly StaticPort[]) {
   });
   const inOrder = ports.every(({ rx, tx }) => [rx, tx].every((r) => r.inOrder(Math.min(r.total, ringSize))));
   const disorder = loopback ? 0 : ports.reduce((sum, port) => sum + port.disorder, 0);
+  const found = after.reduce((sum, { found }, i) => sum + found - before[i].found, 0);
   const kicks = ports.reduce((sum, { rx, tx }) => sum + rx.kicks + tx.kicks, 0);
   return {
     seconds,
@@ -233,6 +238,8 @@ function measure(ports: readonly StaticPort[]) {
     disorder,
     kicks,
     preempted,
+    /** looks at a ring that found less than a burst: with none, the generator is the limit, and not the switch */
+    waitPercent: 100 * (1 - found / (2 * ports.length * turns)),
   };
 }
 

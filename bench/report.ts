@@ -8,6 +8,8 @@ export interface PeerResult {
   lossPercent: number[];
   /** How often the generator lost its core; more than a few: the round was disturbed. */
   preempted: number[];
+  /** How often the generator looked in vain; close to none: it was the limit, not the switch. */
+  waitPercent: number[];
   /** Why rounds have no values. */
   failures: string[];
 }

@@ -23,6 +23,9 @@ const GENERATOR_EXTRA_MS = 30_000;
 /** More preemptions a second: something else had the generator's core. */
 const DISTURBED_PER_SECOND = 100;
 
+/** Fewer looks of the generator in vain: it has hardly waited for the switch. */
+const LIMITED_PERCENT = 10;
+
 export const OWN = 'ours';
 export const PEERS: Record<string, { needs?: Peer; make: (options: BenchPeerOptions) => BenchPeer }> = {
   [OWN]: { make: (options) => ownPeer(options) },
@@ -100,6 +103,7 @@ export interface GeneratorResult {
   inOrder: boolean;
   disorder: number;
   preempted: number;
+  waitPercent: number;
   directions: { sent: number; received: number }[];
 }
 
@@ -142,7 +146,7 @@ async function drive(peer: BenchPeer, load: Drive): Promise<GeneratorResult> {
   return result;
 }
 
-export const noResult = (): PeerResult => ({ mpps: [], lossPercent: [], preempted: [], failures: [] });
+export const noResult = (): PeerResult => ({ mpps: [], lossPercent: [], preempted: [], waitPercent: [], failures: [] });
 
 /** A load, and what a peer did under it. */
 export interface Measurement {
@@ -178,15 +182,17 @@ export async function turn(
 async function measure(label: string, peer: BenchPeer, { load, result }: Measurement): Promise<void> {
   const what = `${label}  ${String(load.size).padStart(4)} B ${load.touch ? 'touched  ' : 'untouched'}`;
   try {
-    const { mpps, seconds, directions, preempted } = await drive(peer, load);
+    const { mpps, seconds, directions, preempted, waitPercent } = await drive(peer, load);
     const sent = directions.reduce((sum, d) => sum + d.sent, 0);
     const received = directions.reduce((sum, d) => sum + d.received, 0);
     const lossPercent = sent === 0 ? 0 : (100 * (sent - received)) / sent;
     result.mpps.push(mpps);
     result.lossPercent.push(lossPercent);
     result.preempted.push(preempted);
+    result.waitPercent.push(waitPercent);
     const disturbed = preempted > DISTURBED_PER_SECOND * seconds ? `  disturbed: core lost ${preempted} times` : '';
-    say(`${what}  ${mpps.toFixed(2).padStart(6)} Mpps  loss ${lossPercent.toFixed(2)} %${disturbed}`);
+    const limit = waitPercent < LIMITED_PERCENT ? '  the generator is the limit' : '';
+    say(`${what}  ${mpps.toFixed(2).padStart(6)} Mpps  loss ${lossPercent.toFixed(2)} %${disturbed}${limit}`);
   } catch (error) {
     result.failures.push((error as Error).message);
     say(`${what}  failed: ${(error as Error).message}`);

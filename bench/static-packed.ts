@@ -29,6 +29,8 @@ export class StaticPackedRing extends StaticRing {
   readonly #eventIdx: boolean;
   /** of the device area, in which the off_wrap is the lower half and flags the upper */
   readonly #eventIdxIdx: number;
+  /** Buffers found used and not taken back: of several an in-order device names the last in the place of the first, once. */
+  #ahead = 0;
   /** The device names the last buffer of several only: then the place where the next descriptor is used must be looked at. */
   #skips = false;
 
@@ -105,9 +107,15 @@ export class StaticPackedRing extends StaticRing {
     const loop = this.#loop;
     const { used } = this;
     const end = used + ((this.avail - used) & 0xffff);
-    const n = loop.usedTo(this.#desc, this.mask, used, end, this.#inOrder) - used;
+    const seen = loop.usedTo(this.#desc, this.mask, used + this.#ahead, end, this.#inOrder);
+    this.#ahead = seen - used;
     if (this.#inOrder === 1 && !this.#skips) this.#skips = loop.table.getUint32(4 * SKIPPED_WORD, true) > 0;
-    return n;
+    return this.#ahead;
+  }
+
+  override retire(n: number): void {
+    super.retire(n);
+    this.#ahead -= n;
   }
 
   /** Looks at the last one only: the first one is what the device writes last of a burst, and its line is better left alone. */

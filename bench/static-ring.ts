@@ -31,6 +31,8 @@ export abstract class StaticRing {
   /** buffers used by the device since the beginning, and kicks written for it */
   total = 0;
   kicks = 0;
+  /** looks that found something */
+  found = 0;
   /** What is taken back ends at a multiple of this, a power of two: for drivers that work in blocks. */
   block = 1;
   protected waited = 0;
@@ -72,7 +74,9 @@ export abstract class StaticRing {
     if (n < burst && !late) return 0;
     this.waited = 0;
     const beyond = (this.used + n) & (this.block - 1);
-    return n > beyond ? n - beyond : 0;
+    if (n <= beyond) return 0;
+    this.found++;
+    return n - beyond;
   }
 
   /** Gives the next `n` used buffers back to the device, and kicks it if it asks for that. */
