@@ -2,7 +2,8 @@
  * What a packet costs the lcore itself: one lcore and its guests on one thread, everything in cache. No peers, no other threads,
  * no kernel; good for comparing versions of the packet path, not for claims.
  *
- *   node bench/lcore.ts [--size 64] [--touch] [--seconds 1] [--rounds 5] [--ports 2] [--ring 256] [--mergeable] [--core 1]
+ *   node bench/lcore.ts [--size 64] [--touch] [--seconds 1] [--rounds 5] [--ports 2] [--ring 256] [--mergeable] [--packed]
+ *                      [--in-order] [--core 1]
  */
 import { openSync } from 'node:fs';
 import { parseArgs } from 'node:util';
@@ -14,7 +15,7 @@ import { NetPair } from '../src/port/net-pair.ts';
 import { counterBlock, LCORE_SLOTS, PORT_SLOTS, readCounters } from '../src/stats/counters.ts';
 import { pinThread } from '../src/sys/affinity.ts';
 import { Caller } from '../src/sys/eventfd.ts';
-import { featureMask, VIRTIO_F_VERSION_1 } from '../src/uapi/virtio.ts';
+import { featureMask, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from '../src/uapi/virtio.ts';
 import { VIRTIO_NET_F_MRG_RXBUF } from '../src/uapi/virtio-net.ts';
 import { NO_FD } from '../src/vhost/vhost-device.ts';
 import { frameOf } from './frames.ts';
@@ -34,6 +35,8 @@ const { values: args } = parseArgs({
     ports: { type: 'string', default: '2' },
     ring: { type: 'string', default: '256' },
     mergeable: { type: 'boolean', default: false },
+    packed: { type: 'boolean', default: false },
+    'in-order': { type: 'boolean', default: false },
     core: { type: 'string' },
   },
 });
@@ -51,7 +54,12 @@ const config = {
   maxPorts: nPorts,
 } as const;
 const pool = new WindowPool('wasm');
-const features = featureMask(VIRTIO_F_VERSION_1, ...(args.mergeable ? [VIRTIO_NET_F_MRG_RXBUF] : []));
+const features = featureMask(
+  VIRTIO_F_VERSION_1,
+  ...(args.mergeable ? [VIRTIO_NET_F_MRG_RXBUF] : []),
+  ...(args.packed ? [VIRTIO_F_RING_PACKED] : []),
+  ...(args['in-order'] ? [VIRTIO_F_IN_ORDER] : []),
+);
 const lcoreCounters = new Float64Array(counterBlock(LCORE_SLOTS));
 const lcore = new Lcore(config, lcoreCounters, new Caller(new Int32Array(1), 0), pool.acquire(), {
   onRegistered: () => {},
@@ -67,6 +75,8 @@ function guest(id: number): StaticPort {
   const ram = new GuestRam([{ guestAddr: 0, size: RAM_BYTES }]);
   const pair = new NetPair(ram, {
     ringSize: num,
+    packed: args.packed,
+    inOrder: args['in-order'],
     eventIdx: false,
     headerLen: HEADER_LEN,
     maxFrame: Math.max(size, 1522),
@@ -86,10 +96,10 @@ function guest(id: number): StaticPort {
     const at = (off: number) => memory.placeOf(ram.frontendAddrOf(addr) + off - driver.place.descOff, 1) as Place;
     const { descOff, availOff, usedOff } = driver.place;
     const ring = {
-      format: 'split' as const,
+      format: driver.format,
       num,
-      base: 0,
-      inOrder: false,
+      base: driver.vringBase,
+      inOrder: driver.inOrder,
       desc: at(descOff),
       avail: at(availOff),
       used: at(usedOff),
@@ -132,6 +142,5 @@ const ns = Array.from({ length: Number(args.rounds) }, () => measure(Number(args
 const counters = readCounters(PORT_SLOTS, blocks[0]);
 const lost = counters.tx_packets - counters.tx_forwarded;
 const median = ns[ns.length >> 1];
-process.stdout.write(
-  `${JSON.stringify({ size, touch: args.touch, ports: nPorts, ns: median, min: ns[0], mpps: 1000 / median, lost })}\n`,
-);
+const load = { size, touch: args.touch, ports: nPorts, packed: args.packed, inOrder: args['in-order'] };
+process.stdout.write(`${JSON.stringify({ ...load, ns: median, min: ns[0], mpps: 1000 / median, lost })}\n`);

@@ -8,12 +8,16 @@ export interface PeerResult {
   lossPercent: number[];
   /** How often the generator lost its core; more than a few: the round was disturbed. */
   preempted: number[];
+  /** How often the generator looked in vain; close to none: it was the limit, not the switch. */
+  waitPercent: number[];
   /** Why rounds have no values. */
   failures: string[];
 }
 
 /** One load and what each peer, by its key, did under it. */
 export interface LoadResult {
+  /** the ring path, where there are several */
+  path?: string;
   size: number;
   touch: boolean;
   peers: Record<string, PeerResult>;
@@ -45,7 +49,7 @@ export function thisMachine(): Machine {
   };
 }
 
-const figure = (value: number, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
+export const figure = (value: number, digits = 2) => (Number.isFinite(value) ? value.toFixed(digits) : '–');
 
 /**
  * A Markdown table: one line a load, medians in Mpps with the lowest and the highest value, and how many times the peer's rate ours
@@ -54,7 +58,7 @@ const figure = (value: number, digits = 2) => (Number.isFinite(value) ? value.to
 export function loadTable(loads: readonly LoadResult[], keys: readonly string[], own: string): string {
   const others = keys.includes(own) ? keys.filter((key) => key !== own) : [];
   const rows = [['load', ...keys, ...others.map((key) => `${own}/${key}`)]];
-  for (const { size, touch, peers } of loads) {
+  for (const { path, size, touch, peers } of loads) {
     const rate = (key: string) => median(peers[key].mpps);
     const best = (key: string) => Math.max(...peers[key].mpps);
     const spread = (key: string) => {
@@ -62,11 +66,19 @@ export function loadTable(loads: readonly LoadResult[], keys: readonly string[],
       return mpps.length < 2 ? '' : ` (${figure(Math.min(...mpps), 1)}–${figure(Math.max(...mpps), 1)})`;
     };
     rows.push([
-      `${size} B ${touch ? 'touched' : 'untouched'}`,
+      loadName(size, touch, path),
       ...keys.map((key) => figure(rate(key)) + spread(key)),
       ...others.map((key) => `${figure(rate(own) / rate(key))} × (${figure(best(own) / best(key))})`),
     ]);
   }
+  return table(rows);
+}
+
+export const loadName = (size: number, touch: boolean, path?: string) =>
+  `${path === undefined ? '' : `${path}, `}${size} B ${touch ? 'touched' : 'untouched'}`;
+
+/** A Markdown table; the first row is the heading. */
+export function table(rows: readonly (readonly string[])[]): string {
   const widths = rows[0].map((_, column) => Math.max(...rows.map((row) => row[column].length)));
   const line = (row: readonly string[]) => `| ${row.map((cell, i) => cell.padEnd(widths[i])).join(' | ')} |`;
   const rule = `|${widths.map((width) => '-'.repeat(width + 2)).join('|')}|`;

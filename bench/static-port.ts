@@ -1,127 +1,24 @@
 /**
- * A guest's network card that offers load at next to no cost: its rings and frames are laid out once, and from then on only
- * the available indexes move. It relies on the device using buffers in the order of the available ring, as all do that copy;
- * `inOrder` checks it.
+ * A guest's network card that offers load at next to no cost: its rings and frames are laid out once, and from then on only what
+ * the ring format has to move does.
  *
  * Hot functions here do no allocation and touch Atomics once a burst: the switch is to be the limit, not this.
  */
 import type { GuestRam } from '../src/port/guest-ram.ts';
-import type { NetPair } from '../src/port/net-pair.ts';
-import { signal } from '../src/sys/eventfd.ts';
-import { VRING_AVAIL, VRING_DESC, VRING_USED_ELEM, VRING_USED_F_NO_NOTIFY } from '../src/uapi/virtio-ring.ts';
-import { asSplit, needEvent, type SplitDriver } from '../src/virtqueue/split-driver.ts';
+import type { DrivenRing, NetPair } from '../src/port/net-pair.ts';
+import { PackedDriver } from '../src/virtqueue/packed-driver.ts';
+import { asSplit } from '../src/virtqueue/split-driver.ts';
+import { StaticPackedRing } from './static-packed.ts';
+import { type StaticRing, StaticSplitRing } from './static-ring.ts';
 
-const TWO_32 = 2 ** 32;
 const LINE = 64;
 /** Bytes of a buffer before the word that is rewritten in its first line: header, addresses, type, and room for alignment. */
 const SEQ_OFF = 28;
-/** Polls without a full burst after which a smaller one will do. */
-const PATIENCE = 256;
 
-/** One ring as the hot loop sees it: indexes into views, all small integers. */
-export class StaticRing {
-  readonly u16: Uint16Array;
-  readonly i32: Int32Array;
-  readonly mask: number;
-  readonly eventIdx: boolean;
-  readonly availIdxIdx: number;
-  readonly usedIdxIdx: number;
-  readonly usedFlagsIdx: number;
-  readonly availEventIdx: number;
-  readonly kickFd: number;
-  /** word index of each buffer, in the order of the available ring's entries */
-  readonly bufferIdx: Int32Array;
-  /** the next available index to be published, and the next used index to be looked at */
-  avail: number;
-  used: number;
-  /** buffers used by the device since the beginning, and kicks written for it */
-  total = 0;
-  kicks = 0;
-  waited = 0;
-  readonly #driver: SplitDriver;
-
-  /** Takes over a ring whose entries all hold buffers of one descriptor. The driver must not be used any more. */
-  constructor(driver: SplitDriver, ram: GuestRam, kickFd: number) {
-    const { views, place, size } = driver;
-    this.#driver = driver;
-    this.u16 = views.u16;
-    this.i32 = views.i32;
-    this.mask = size - 1;
-    this.eventIdx = driver.eventIdx;
-    this.availIdxIdx = (place.availOff + VRING_AVAIL.off.idx) >> 1;
-    this.usedIdxIdx = (place.usedOff + VRING_AVAIL.off.idx) >> 1;
-    this.usedFlagsIdx = (place.usedOff + VRING_AVAIL.off.flags) >> 1;
-    this.availEventIdx = (place.usedOff + VRING_AVAIL.size + VRING_USED_ELEM.size * size) >> 1;
-    this.kickFd = kickFd;
-    this.avail = driver.availIdx;
-    this.used = driver.usedIdx;
-    this.bufferIdx = Int32Array.from({ length: size }, (_, entry) => {
-      const desc = driver.descriptorOff(this.idAt(entry)) + VRING_DESC.off.addr;
-      const addr = views.dv.getUint32(desc, true) + views.dv.getUint32(desc + 4, true) * TWO_32;
-      return (ram.offsetOf(addr) as number) >> 2;
-    });
-  }
-
-  /** The descriptor that entry `idx` of the available ring names. */
-  idAt(idx: number): number {
-    const { views, place } = this.#driver;
-    return views.dv.getUint16(place.availOff + VRING_AVAIL.size + 2 * (idx & this.mask), true);
-  }
-
-  /** Of used entry `idx`: the bytes written if it names the buffer offered at the same place in the order, else −1. */
-  usedLenAt(idx: number): number {
-    const { views, place } = this.#driver;
-    const elem = place.usedOff + VRING_AVAIL.size + VRING_USED_ELEM.size * (idx & this.mask);
-    if (views.dv.getUint32(elem + VRING_USED_ELEM.off.id, true) !== this.idAt(idx)) return -1;
-    return views.dv.getUint32(elem + VRING_USED_ELEM.off.len, true);
-  }
-
-  /** Buffers that the device has used since the last look, `burst` or more unless it takes its time: then perhaps fewer. */
-  look(burst: number): number {
-    const n = (Atomics.load(this.u16, this.usedIdxIdx) - this.used) & 0xffff;
-    if (n >= burst) {
-      this.waited = 0;
-      return n;
-    }
-    if (++this.waited < PATIENCE) return 0;
-    this.waited = 0;
-    return n;
-  }
-
-  /** Gives the last `n` used buffers back to the device, and kicks it if it asks for that. */
-  recycle(n: number): void {
-    this.retire(n);
-    this.publish(n);
-  }
-
-  /** Takes the last `n` used buffers back. */
-  retire(n: number): void {
-    this.used = (this.used + n) & 0xffff;
-    this.total += n;
-  }
-
-  /** Offers the next `n` buffers, which are retired, and kicks the device if it asks for that. */
-  publish(n: number): void {
-    const old = this.avail;
-    const now = (old + n) & 0xffff;
-    this.avail = now;
-    Atomics.store(this.u16, this.availIdxIdx, now);
-    const wanted = this.eventIdx
-      ? needEvent(this.u16[this.availEventIdx], now, old)
-      : (this.u16[this.usedFlagsIdx] & VRING_USED_F_NO_NOTIFY) === 0;
-    if (wanted) this.kick();
-  }
-
-  kick(): void {
-    this.kicks++;
-    signal(this.kickFd);
-  }
-
-  /** True if the last `n` used entries name the buffers in the order in which they were offered. */
-  inOrder(n: number): boolean {
-    for (let i = 1; i <= n; i++) if (this.usedLenAt((this.used - i) & 0xffff) < 0) return false;
-    return true;
-  }
+/** Takes a ring over, with the last `unpublished` of its buffers not shown to the device. */
+function takeOver({ driver, kickFd }: DrivenRing, ram: GuestRam, unpublished: number): StaticRing {
+  if (driver instanceof PackedDriver) return new StaticPackedRing(driver, ram, kickFd, unpublished);
+  return new StaticSplitRing(asSplit(driver), ram, kickFd, unpublished);
 }
 
 /** A card of one queue pair whose rings have been taken over. */
@@ -145,10 +42,8 @@ export class StaticPort {
     const [rx, tx] = pair.rings;
     for (const { driver } of pair.rings) driver.disableCalls();
     for (const frame of frames) if (!pair.tx.add(frame)) throw new Error('the transmit ring is not empty');
-    this.rx = new StaticRing(asSplit(rx.driver), ram, rx.kickFd);
-    this.tx = new StaticRing(asSplit(tx.driver), ram, tx.kickFd);
-    // The driver counts all of them as offered; nothing is published yet, so the index stands a ring's length earlier.
-    this.tx.avail = (this.tx.avail - frames.length) & 0xffff;
+    this.rx = takeOver(rx, ram, 0);
+    this.tx = takeOver(tx, ram, frames.length);
     this.#lines = Math.ceil((headerLen + frames[0].length) / LINE);
   }
 

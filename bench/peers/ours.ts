@@ -16,8 +16,11 @@ export interface OwnPeer extends BenchPeer {
   residentBytes(): number;
 }
 
-/** The peer. Frames go by destination address, with learning, as with OVS and the sample. */
-export function ownPeer({ core, dir }: BenchPeerOptions): OwnPeer {
+/** The peer. Frames go by destination address, with learning, as with OVS and the sample. `options`: of the switch. */
+export function ownPeer(
+  { core, dir }: BenchPeerOptions,
+  options: readonly string[] = ['--poll', 'busy', '--mergeable', '1'],
+): OwnPeer {
   const sockets: [string, string] = [join(dir, 'ours-a'), join(dir, 'ours-b')];
   const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string };
   let child: PeerProcess | undefined;
@@ -40,7 +43,7 @@ export function ownPeer({ core, dir }: BenchPeerOptions): OwnPeer {
         command: process.execPath,
         args: [
           join(ROOT, 'dist/cli/vhost-switch.js'),
-          ...['-l', String(core), '--', '--poll', 'busy', '--mergeable', '1'],
+          ...['-l', String(core), '--', ...options],
           ...sockets.flatMap((socket) => ['--socket-file', socket]),
         ],
         cwd: dir,

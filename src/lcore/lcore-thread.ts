@@ -8,7 +8,7 @@ import type { WindowHandle } from '../mem/window.ts';
 import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
 import type { SharedSwitchState } from '../switch/classify.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
-import { createEventfd, drainNow, signal } from '../sys/eventfd.ts';
+import { createEventfd, drainNow, eventfdFull, signal } from '../sys/eventfd.ts';
 import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import type { LcoreEvents } from './lcore.ts';
 import {
@@ -104,14 +104,17 @@ export class LcoreThread {
     return thread;
   }
 
-  /** A write to a guest's eventfd that has not returned since the last look hangs: the guest has filled it and made it blocking. */
+  /**
+   * A write to a guest's eventfd that has not returned since the last look hangs if the eventfd is full: the guest has filled it and
+   * made it blocking. If it is not, the machine is busy: waking who waits for the eventfd is where a thread likes to lose its CPU.
+   */
   #watch(): void {
     const calling = this.#control[CONTROL_CALLING];
     const rounds = this.#rounds[LCORE_SLOTS.rounds];
     const hangs = calling >= 0 && calling === this.#lastCalling && rounds === this.#lastRounds;
     this.#lastCalling = calling;
     this.#lastRounds = rounds;
-    if (!hangs) return;
+    if (!hangs || !eventfdFull(calling)) return;
     drainNow(calling);
     this.#events.onStuckCall(calling);
   }

@@ -48,6 +48,11 @@ export function eventfdCount(fd: number): number {
   return Number.parseInt(/^eventfd-count:\s*([0-9a-f]+)$/m.exec(info)?.[1] ?? '0', 16);
 }
 
+/** True if adding one to the eventfd would have to wait: its count is the largest there is, 2⁶⁴ − 2, as near as a number comes to it. */
+export function eventfdFull(fd: number): boolean {
+  return eventfdCount(fd) >= 2 ** 64;
+}
+
 /** Makes calls on `fd` return instead of waiting. The setting is shared by all who hold the same open file. */
 export function setNonblocking(fd: number): void {
   const flags = check(c.fcntl(fd, F_GETFL, 0), 'fcntl');

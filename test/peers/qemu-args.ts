@@ -71,6 +71,8 @@ export interface QemuGuestOptions {
   accel?: 'kvm' | 'tcg';
   /** Of the QEMU process. Default 10: under TCG guests compete with the switch that is tested. */
   nice?: number;
+  /** A program and its arguments that replaces itself by QEMU, such as `nsenter --net=FILE`. */
+  launcher?: readonly string[];
 }
 
 /** What the command line takes from outside the options. */

@@ -50,10 +50,11 @@ export class QemuGuest {
   async launch(): Promise<this> {
     const { kernel, initrd } = await guestImage();
     const accel = this.options.accel ?? process.env.GUEST_ACCEL ?? ((await kvmWorks()) ? 'kvm' : 'tcg');
+    const [command, ...before] = [...(this.options.launcher ?? []), 'qemu-system-x86_64'];
     this.qemu = new PeerProcess({
       name: `guest ${this.options.name}`,
-      command: 'qemu-system-x86_64',
-      args: qemuArguments(this.options, { kernel, initrd, accel, path: (file) => this.path(file) }),
+      command,
+      args: [...before, ...qemuArguments(this.options, { kernel, initrd, accel, path: (file) => this.path(file) })],
       nice: this.options.nice ?? 10,
     });
     return this;
