@@ -29,6 +29,8 @@ export interface LcoreGroupOptions {
   readonly pool: WindowPool;
 }
 
+const MAC_BYTES = 6;
+
 /** What the group knows of a port. */
 interface PortEntry {
   /** index of the lcore that polls its first transmit queue */
@@ -116,6 +118,19 @@ export class LcoreGroup implements NetDatapath {
 
   async inject(port: number, frame: Uint8Array): Promise<void> {
     await this.#threads[this.#entry(port).home].inject(port, frame);
+  }
+
+  /** Has the switch learn addresses on a port, 6 bytes each, as if its guest had just used them. */
+  async learn(port: number, macs: readonly Uint8Array[]): Promise<void> {
+    await this.#threads[this.#entry(port).home].learn(port, Buffer.concat(macs));
+  }
+
+  /** The addresses that the switch has learned on a port, 6 bytes each. */
+  async known(port: number): Promise<Uint8Array[]> {
+    const bytes = await this.#threads[this.#entry(port).home].known(port);
+    return Array.from({ length: bytes.length / MAC_BYTES }, (_, i) =>
+      bytes.subarray(MAC_BYTES * i, MAC_BYTES * (i + 1)),
+    );
   }
 
   /** Indexes of the lcores that use a vring. */

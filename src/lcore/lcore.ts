@@ -20,6 +20,7 @@ export interface LcoreEvents extends RingEvents {
 
 /** Where injected frames lie in the bounce window. */
 const INJECT_OFF = 65536;
+const MAC_BYTES = 6;
 
 export class Lcore {
   readonly #config: SwitchConfig;
@@ -111,6 +112,29 @@ export class Lcore {
     port.counters[PORT_SLOTS.tx_bytes] += frame.length;
     this.#classifier.classify(burst, id, port.counters, this.#now);
     this.#forwarder.forward(burst, port);
+  }
+
+  /** Learns addresses, 6 bytes each, as if the guest behind port `id` had just used them. */
+  learn(id: number, macs: Uint8Array): void {
+    const port = this.#table.ports[id];
+    if (port === undefined) throw new RangeError(`no port ${id} on this lcore`);
+    const view = new DataView(macs.buffer, macs.byteOffset, macs.byteLength);
+    const words: number[] = [];
+    for (let at = 0; at < macs.length; at += MAC_BYTES)
+      words.push(view.getInt32(at, true), view.getUint16(at + 4, true));
+    this.#classifier.adopt(words, id, port.counters, this.#now);
+  }
+
+  /** The addresses that have been learned on port `id`, 6 bytes each. */
+  known(id: number): Uint8Array {
+    const words = this.#classifier.table.addressesOf(id);
+    const macs = new Uint8Array(3 * words.length);
+    const view = new DataView(macs.buffer);
+    for (let i = 0; i < words.length; i += 2) {
+      view.setInt32(3 * i, words[i], true);
+      view.setUint16(3 * i + 4, words[i + 1], true);
+    }
+    return macs;
   }
 
   addPort(id: number, counters: SharedArrayBuffer): void {

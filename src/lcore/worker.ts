@@ -7,7 +7,15 @@ import { pinThread } from '../sys/affinity.ts';
 import { Caller, drain, Epoll } from '../sys/eventfd.ts';
 import { isTransmit } from '../virtio-net/net-vring.ts';
 import { Lcore, type LcoreEvents } from './lcore.ts';
-import { CONTROL_CALLING, CONTROL_POSTED, type Command, type LcoreSetup, type Letter, type Report } from './mailbox.ts';
+import {
+  type Answer,
+  CONTROL_CALLING,
+  CONTROL_POSTED,
+  type Command,
+  type LcoreSetup,
+  type Letter,
+  type Report,
+} from './mailbox.ts';
 
 /** Empty rounds between two looks at the clock, and how long they go on before the lcore sleeps. */
 const ROUNDS_PER_LOOK = 64;
@@ -48,7 +56,7 @@ function watchKick(port: number, vring: number, fd: number | undefined): void {
   kicks.set(key, fd);
 }
 
-function carryOut(command: Command): number | undefined {
+function carryOut(command: Command): Answer {
   switch (command.type) {
     case 'addPort':
       lcore.addPort(command.port, command.counters);
@@ -75,6 +83,11 @@ function carryOut(command: Command): number | undefined {
     case 'inject':
       lcore.inject(command.port, command.frame);
       return undefined;
+    case 'learn':
+      lcore.learn(command.port, command.macs);
+      return undefined;
+    case 'known':
+      return lcore.known(command.port);
     case 'stop':
       stopping = true;
       return undefined;

@@ -149,6 +149,29 @@ export class MacTable {
     return outcome;
   }
 
+  /**
+   * Gives `port` the address for good, as its only one. @returns LEARN_NEW, LEARN_KNOWN if the port has one already, LEARN_REFUSED if
+   * another port has this one or the table is full
+   */
+  claim(first: number, last: number, port: number, now: number): number {
+    this.#change();
+    let outcome = LEARN_KNOWN;
+    if (this.#perPort[port] === 0)
+      outcome = this.#find(first, last) < 0 ? this.#insert(first, last, port, now) : LEARN_REFUSED;
+    this.#changed();
+    return outcome;
+  }
+
+  /** The addresses of `port`: each its two words. Others look up meanwhile, but learn nothing new. */
+  addressesOf(port: number): number[] {
+    const words: number[] = [];
+    if (this.#shared) acquire(this.#head, LOCK);
+    for (let slot = 0; slot <= this.#mask && words.length < 2 * this.#perPort[port]; slot++)
+      if (this.#last[slot] !== 0 && this.#port[slot] === port) words.push(this.#first[slot], this.#last[slot] & ~USED);
+    if (this.#shared) release(this.#head, LOCK);
+    return words;
+  }
+
   #note(first: number, last: number, port: number, now: number): number {
     const slot = this.#find(first, last);
     if (slot < 0) return this.#insert(first, last, port, now);

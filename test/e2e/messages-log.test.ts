@@ -173,7 +173,10 @@ describe('dirty log', { timeout: 60_000 }, () => {
           const drivers = union(pagesOf(rings[1].driver), pagesOf(tx.all), pagesOf(tx.tables));
           assert.deepEqual(hex(without(changedTx, drivers, loggedTx)), [], 'changed by sending, and not logged');
           assert.deepEqual(hex(without(loggedTx, devicePages)), [], 'logged by sending, and none of the device’s');
-          assert.ok(!loggedTx.isDisjointFrom(pagesOf(rings[1].device)), 'the ring’s device area is logged');
+          assert.ok(
+            [...pagesOf(rings[1].device)].some((page) => loggedTx.has(page)),
+            'the ring’s device area is logged',
+          );
           while (peer.receive() !== undefined);
         }
 
