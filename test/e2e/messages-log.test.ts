@@ -1,6 +1,6 @@
 /** The dirty log against what the switch does write: every page that changes is in it, and none that need not. */
 import assert from 'node:assert/strict';
-import { after, before, describe, test } from 'node:test';
+import { after, afterEach, before, describe, test } from 'node:test';
 import type { ChainLayout } from '../../src/port/net-queue.ts';
 import { DEFAULT_FEATURES } from '../../src/port/virtio-user.ts';
 import { VHOST_USER_PROTOCOL_F_LOG_SHMFD, VHOST_VRING_F_LOG } from '../../src/uapi/vhost-user.ts';
@@ -108,8 +108,8 @@ describe('dirty log', { timeout: 60_000 }, () => {
   before(async () => {
     running = await SwitchProcess.start(['--mergeable', '1']);
   });
+  afterEach(closeStepCards);
   after(async () => {
-    await closeStepCards();
     await running.kill();
   });
 
