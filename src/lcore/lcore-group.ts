@@ -4,6 +4,7 @@
  * A transmit queue is polled by one lcore: a device's first by that with the fewest devices, its others by those behind it. Into a
  * receive queue any lcore delivers, under the ring's lock.
  */
+import { packChunks } from '../mem/address-map.ts';
 import type { WindowPool } from '../mem/window.ts';
 import { addBlock, counterBlock, PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import { sharedSwitchState } from '../switch/classify.ts';
@@ -89,7 +90,8 @@ export class LcoreGroup implements NetDatapath {
   }
 
   async setMemory(port: number, memory: DeviceMemory): Promise<void> {
-    await Promise.all(this.#threads.map((thread) => thread.setMemory(port, memory)));
+    const packed = { ...memory, chunks: packChunks(memory.chunks) };
+    await Promise.all(this.#threads.map((thread) => thread.setMemory(port, packed)));
   }
 
   async startVring(port: number, vring: number, config: VringConfig): Promise<void> {

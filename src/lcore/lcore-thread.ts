@@ -9,7 +9,7 @@ import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
 import type { SharedSwitchState } from '../switch/classify.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import { createEventfd, drainNow, signal } from '../sys/eventfd.ts';
-import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import type { LcoreEvents } from './lcore.ts';
 import {
   type Answer,
@@ -169,7 +169,7 @@ export class LcoreThread {
     await this.#post({ type: 'removePort', port });
   }
 
-  async setMemory(port: number, memory: DeviceMemory): Promise<void> {
+  async setMemory(port: number, memory: PackedMemory): Promise<void> {
     await this.#post({ type: 'setMemory', port, memory });
   }
 

@@ -9,7 +9,7 @@ import { Classifier, type SharedSwitchState } from '../switch/classify.ts';
 import { Forwarder } from '../switch/forward.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import { PortTable, type RingEvents } from './port-table.ts';
 
 /** What an lcore tells the main thread. An address is two words as in MacTable. */
@@ -146,7 +146,7 @@ export class Lcore {
     this.#classifier.forget(id);
   }
 
-  setMemory(id: number, memory: DeviceMemory): void {
+  setMemory(id: number, memory: DeviceMemory | PackedMemory): void {
     this.#table.setMemory(id, memory);
   }
 

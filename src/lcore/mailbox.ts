@@ -8,7 +8,7 @@
 import type { WindowHandle } from '../mem/window.ts';
 import type { SharedSwitchState } from '../switch/classify.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
-import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 
 /** Words of the control block. */
 export const CONTROL_POSTED = 0;
@@ -19,7 +19,7 @@ export const CONTROL_WORDS = 2;
 export type Command =
   | { readonly type: 'addPort'; readonly port: number; readonly counters: SharedArrayBuffer }
   | { readonly type: 'removePort'; readonly port: number }
-  | { readonly type: 'setMemory'; readonly port: number; readonly memory: DeviceMemory }
+  | { readonly type: 'setMemory'; readonly port: number; readonly memory: PackedMemory }
   | {
       readonly type: 'startVring';
       readonly port: number;

@@ -7,7 +7,7 @@ import { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import { NO_FD } from '../vhost/vhost-device.ts';
 import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { completeBurst, dequeueBurst } from '../virtio-net/dequeue.ts';
@@ -90,7 +90,7 @@ export class VhostPort implements Port {
   }
 
   /** New guest memory. Started rings go on in it; their own places have not moved. */
-  setMemory({ chunks, iotlb, log }: DeviceMemory): void {
+  setMemory({ chunks, iotlb, log }: DeviceMemory | PackedMemory): void {
     this.#map = new AddressMap(chunks, iotlb);
     this.#log = log && new DirtyLog(log, this.#tools.windows);
     for (const vring of this.#vrings) {
