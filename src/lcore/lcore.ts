@@ -10,6 +10,7 @@ import { Forwarder } from '../switch/forward.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
+import { NO_FD } from '../vhost/vhost-device.ts';
 import { PortTable, type RingEvents } from './port-table.ts';
 
 /** What an lcore tells the main thread. An address is two words as in MacTable. */
@@ -94,6 +95,11 @@ export class Lcore {
       if (ring.refresh() > 0) return false;
     }
     return true;
+  }
+
+  /** True while some guest has given no eventfd to kick by: its rings must be looked at again and again. */
+  get mustLook(): boolean {
+    return this.#table.polled.some(({ port, queue }) => port.txRing(queue)?.kickFd === NO_FD);
   }
 
   /** Asks the guests to stop kicking. */

@@ -22,6 +22,8 @@ const ROUNDS_PER_LOOK = 64;
 const IDLE_BEFORE_SLEEP_MS = 0.2;
 /** The longest sleep: the MAC table ages meanwhile. */
 const MAX_SLEEP_MS = 1000;
+/** The longest sleep while a guest's rings have no kick eventfd: it waits for us as long. */
+const MAX_NAP_MS = 1;
 /** Looks at the clock while busy: a burst takes a few microseconds. */
 const BUSY_ROUNDS_PER_LOOK = 4096;
 
@@ -120,7 +122,7 @@ function tick(nowMs: number): void {
 function sleep(): void {
   if (lcore.prepareSleep() && Atomics.load(control, CONTROL_POSTED) === seen) {
     counters[LCORE_SLOTS.sleeps]++;
-    epoll.wait(MAX_SLEEP_MS);
+    epoll.wait(lcore.mustLook ? MAX_NAP_MS : MAX_SLEEP_MS);
     drain(setup.wakeFd);
   }
   lcore.wake();

@@ -44,11 +44,6 @@ export interface StepCardOptions {
   readonly table?: (ram: GuestRam) => readonly MemoryRegion[];
   /** What it is told of a ring at this guest address. Default: the front end's address. */
   readonly ringAddr?: (ram: GuestRam, guestAddr: number) => number;
-  /** How pairs are made. Default: as they are. */
-  readonly Pair?: new (
-    ram: GuestRam,
-    options: PairOptions,
-  ) => NetPair;
 }
 
 /** Cards that a failed test leaves behind keep its process alive: close them all in the end. */
@@ -92,8 +87,7 @@ export class StepCard {
     this.#agree(agreed);
     this.ram = new GuestRam(options.memory ?? [{ guestAddr: 2 ** 30, size: 4 * MIB }]);
     this.regions = options.table?.(this.ram) ?? this.ram.regions;
-    const { Pair = NetPair } = options;
-    for (let n = 0; n < (options.pairs ?? 1); n++) this.pairs.push(new Pair(this.ram, this.#pairOptions()));
+    for (let n = 0; n < (options.pairs ?? 1); n++) this.pairs.push(new NetPair(this.ram, this.#pairOptions()));
     cards.add(this);
   }
 
