@@ -37,6 +37,8 @@ export interface DirtyLogPlace extends Place {
 }
 
 export class DirtyLog {
+  /** eventfd to signal when `flush` has changed the bitmap, or −1 */
+  readonly callFd: number;
   readonly #bitmap: Uint8Array;
   readonly #bitmapOff: number;
   readonly #size: number;
@@ -68,6 +70,7 @@ export class DirtyLog {
     for (const { off: at, size: bytes } of [place, ...place.pages]) {
       if (at < 0 || bytes < 0 || at + bytes >= WINDOW_BYTES) throw new RangeError('dirty log: outside its window');
     }
+    this.callFd = place.callFd ?? -1;
     this.#bitmap = windows[window].u8;
     this.#bitmapOff = off;
     this.#size = size;

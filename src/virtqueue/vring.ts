@@ -138,10 +138,12 @@ export abstract class Vring {
       log.flush();
     }
     this.show(slots, written);
-    if (log !== undefined) {
-      this.markShown(log);
-      log.flush();
-    }
+    if (log !== undefined) this.#logShown(log);
+  }
+
+  #logShown(log: DirtyLog): void {
+    this.markShown(log);
+    if (log.flush() && log.callFd !== NO_FD) this.#caller.call(log.callFd);
   }
 
   protected abstract show(slots: number, written: boolean): void;
@@ -164,9 +166,7 @@ export abstract class Vring {
 
   #askForKicks(wanted: boolean): void {
     this.setEvents(wanted);
-    if (this.log === undefined) return;
-    this.markShown(this.log);
-    this.log.flush();
+    if (this.log !== undefined) this.#logShown(this.log);
   }
 
   protected abstract setEvents(wanted: boolean): void;
