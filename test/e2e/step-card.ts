@@ -128,10 +128,11 @@ export class StepCard {
     return { flags, descAddr: at, availAddr: at + availOff - descOff, usedAddr: at + usedOff - descOff, logAddr };
   }
 
-  async startRing(index: number, { kick = true, call = true } = {}): Promise<void> {
+  /** `base`: by default what the driver says, which looks at the ring. */
+  async startRing(index: number, { kick = true, call = true, base = -1 } = {}): Promise<void> {
     const { driver, kickFd, callFd } = this.ring(index);
     await this.#frontEnd.setVringNum(index, driver.size);
-    await this.#frontEnd.setVringBase(index, driver.vringBase);
+    await this.#frontEnd.setVringBase(index, base < 0 ? driver.vringBase : base);
     await this.#frontEnd.setVringAddr(index, this.addresses(index));
     await this.#frontEnd.setVringCall(index, call ? callFd : NO_FD);
     await this.#frontEnd.setVringKick(index, kick ? kickFd : NO_FD);
