@@ -150,7 +150,8 @@ export class VhostPort implements Port {
   }
 
   #choose(): void {
-    const usable = this.#vrings.map((vring) => (vring?.net.ring.fault === FAULT_NONE ? vring : undefined));
+    // holes as well: this lcore has not started every vring
+    const usable = Array.from(this.#vrings, (vring) => (vring?.net.ring.fault === FAULT_NONE ? vring : undefined));
     this.#rx = usable.filter(
       (vring, index) => index % 2 === 0 && vring !== undefined && vring.enabled,
     ) as StartedVring[];

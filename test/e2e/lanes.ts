@@ -12,7 +12,10 @@ const LONGEST = 1514;
 const PATIENCE_MS = 10_000;
 /** So long without a frame, and those on the way are lost, where they may be. */
 const LOST_AFTER_MS = 15;
-const AT = { etherType: 12, lane: 14, pair: 15, number: 16 };
+/** An IPv4 header and a UDP header with this port; each pair sends from one of its own. Nothing here looks at lengths or checksums. */
+const UDP_PORT = 0x88b5;
+const IPV4 = [0x08, 0x00, 0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+const AT = { fromPort: 34, port: 36, lane: 42, pair: 43, number: 44 };
 
 export interface LaneOptions {
   /** queue pairs of the sender to send by, each a flow of its own; default the first */
@@ -34,6 +37,8 @@ class Flow {
   seen = 0;
   came = 0;
   lastMs = performance.now();
+  /** the receiver's pairs that it came by */
+  readonly pairs = new Set<number>();
 }
 
 let lanes = 0;
@@ -58,7 +63,9 @@ export class Lane {
     this.#longest = options.longest ?? LONGEST;
     this.flows = Array.from({ length: options.pairs ?? 1 }, () => new Flow());
     this.#frame = Uint8Array.from({ length: this.#longest }, (_, i) => (i * 11 + this.id) & 0xff);
-    this.#frame.set([...to.macBytes, ...from.macBytes, 0x88, 0xb5, this.id]);
+    this.#frame.set([...to.macBytes, ...from.macBytes, ...IPV4]);
+    this.#frame.set([UDP_PORT >> 8, UDP_PORT & 0xff], AT.port);
+    this.#frame[AT.lane] = this.id;
   }
 
   /** Frames that have come. */
@@ -74,6 +81,7 @@ export class Lane {
   #numbered(pair: number, n: number): Uint8Array {
     const frame = this.#frame;
     frame[AT.pair] = pair;
+    frame.set([3, pair], AT.fromPort);
     for (let i = 0; i < 4; i++) frame[AT.number + i] = n >>> (24 - 8 * i);
     return frame.subarray(0, SHORTEST + ((n * 37) % (this.#longest - SHORTEST + 1)));
   }
@@ -97,7 +105,7 @@ export class Lane {
     return sent;
   }
 
-  take(got: Uint8Array): void {
+  take(got: Uint8Array, byPair = 0): void {
     const pair = got[AT.pair];
     const n = Buffer.from(got.buffer, got.byteOffset).readUInt32BE(AT.number);
     const flow = this.flows[pair];
@@ -109,6 +117,7 @@ export class Lane {
     flow.due = n + 1;
     flow.seen = Math.max(flow.seen, flow.due);
     flow.came++;
+    flow.pairs.add(byPair);
     flow.lastMs = performance.now();
   }
 }
@@ -116,7 +125,8 @@ export class Lane {
 /** All lanes at once, on this thread. */
 export class Traffic {
   readonly lanes: readonly Lane[];
-  readonly #cards: { card: Talker; pairs: number }[];
+  /** by card and pair, what has been received, announcements and all */
+  readonly received = new Map<Talker, { packets: number; bytes: number }[]>();
   #stopping = false;
   #done: Promise<void> = Promise.resolve();
   #hold: Promise<void> | undefined;
@@ -124,10 +134,11 @@ export class Traffic {
   /** Receives on the first `rxPairs` pairs of each card. */
   constructor(all: readonly Lane[], rxPairs: (card: Talker) => number = () => 1) {
     this.lanes = all;
-    this.#cards = [...new Set(all.flatMap(({ from, to }) => [from, to]))].map((card) => ({
-      card,
-      pairs: rxPairs(card),
-    }));
+    for (const card of new Set(all.flatMap(({ from, to }) => [from, to])))
+      this.received.set(
+        card,
+        Array.from({ length: rxPairs(card) }, () => ({ packets: 0, bytes: 0 })),
+      );
   }
 
   start(): this {
@@ -151,17 +162,28 @@ export class Traffic {
   /** Takes what has arrived everywhere. @returns frames */
   receiveAll(): number {
     let n = 0;
-    for (const { card, pairs } of this.#cards)
-      for (let pair = 0; pair < pairs; pair++)
-        for (let got = card.receive(pair); got !== undefined; got = card.receive(pair), n++) this.#deliver(card, got);
+    for (const [card, pairs] of this.received) for (const pair of pairs.keys()) n += this.receiveOn(card, pair);
     return n;
   }
 
-  #deliver(card: Talker, got: Uint8Array): void {
-    if (got[AT.etherType] !== 0x88 || got[AT.etherType + 1] !== 0xb5) return; // somebody's announcement
+  /** Takes what has arrived on one pair. @returns frames */
+  receiveOn(card: Talker, pair: number): number {
+    const count = this.received.get(card)?.[pair];
+    let n = 0;
+    for (let got = card.receive(pair); got !== undefined; got = card.receive(pair), n++) {
+      this.#deliver(card, got, pair);
+      if (count === undefined) continue;
+      count.packets++;
+      count.bytes += got.length;
+    }
+    return n;
+  }
+
+  #deliver(card: Talker, got: Uint8Array, pair: number): void {
+    if (((got[AT.port] << 8) | got[AT.port + 1]) !== UDP_PORT) return; // somebody's announcement
     const lane = this.lanes.find(({ id, to }) => id === got[AT.lane] && to === card);
     // what was flooded before its address was known
-    if (lane !== undefined) lane.take(got);
+    if (lane !== undefined) lane.take(got, pair);
     else assert.ok(!Buffer.from(got.subarray(0, 6)).equals(card.macBytes), `a stranger's frame for ${card.mac}`);
   }
 
