@@ -1,4 +1,4 @@
-/** Guests without eventfds: kicks and calls as messages, and rings that are polled. */
+/** Guests without eventfds: kicks and calls as messages, these over the channel of SET_BACKEND_REQ_FD, and rings that are polled. */
 import assert from 'node:assert/strict';
 import { after, afterEach, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';

@@ -29,7 +29,7 @@ const GUESTS: Record<string, Partial<IommuOptions>> = {
   'split, indirect tables': { protocol: WITH_ACK, rxLayout: indirect, txLayout: indirect },
 };
 
-describe('translations', { timeout: 120_000 }, () => {
+describe('IOTLB_MSG', { timeout: 120_000 }, () => {
   let running: SwitchProcess;
   before(async () => {
     running = await SwitchProcess.start(['--iommu', '1', '--mergeable', '1']);
