@@ -6,6 +6,7 @@ import { type DeviceInfo, VhostSwitch } from '../../src/control/vhost-switch.ts'
 import { VirtioUser, type VirtioUserOptions } from '../../src/port/virtio-user.ts';
 import { makeTempDir, removeTempDir } from '../peers/process.ts';
 import { Lane, Traffic } from './lanes.ts';
+import { SwitchProcess } from './switch-process.ts';
 import { frame, macOf } from './traffic.ts';
 
 const BROADCAST = 'ff:ff:ff:ff:ff:ff';
@@ -144,6 +145,25 @@ describe('queues', { timeout: 60_000 }, () => {
       const { counters } = running.devices.find(({ id }) => id === 2) ?? assert.fail('no device');
       assert.equal(counters.rx_packets, traffic.received.get(target)?.[0].packets);
     });
+
+  test('--lcores: two threads of the program itself poll, wherever they may run', async () => {
+    const program = await SwitchProcess.start(['--lcores', '0@0,1@0,2@0', '--', '--dev-basename', 'sock'], {
+      wholeLine: true,
+    });
+    try {
+      const path = program.socket;
+      const [a, b] = [await cardOf(1, { pairs: 4, path }), await cardOf(2, { pairs: 4, path })];
+      for (const [device, lcore] of [1, 2].entries())
+        await program.line(new RegExp(`^DATA: \\(${device}\\) Device has been added to data core ${lcore}$`));
+      const options = { pairs: 4, window: 4 };
+      const traffic = new Traffic([new Lane(a, b, options), new Lane(b, a, options)], () => 4).start();
+      await traffic.comeMore(500);
+      await traffic.stop();
+      assert.equal(await program.stop(), 'ended with status 0');
+    } finally {
+      await program.kill();
+    }
+  });
 
   test('SET_VRING_ENABLE 0: a driver that uses fewer pairs than it has; what it sends on the others is thrown away', async () => {
     running = await startSwitch(join(dir, 'sock'), 2);
