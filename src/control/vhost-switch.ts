@@ -173,7 +173,10 @@ export class VhostSwitch {
   #deviceOptions(id: number): NetDeviceOptions {
     const { mergeable, txCsum, tso, iommu, configSpace, postcopy, queues } = this.#options;
     const createPostcopy = postcopy ? () => new UserfaultPostcopy() : undefined;
-    return { id, mergeable, txCsum, tso, iommu, configSpace, pairs: queues, createPostcopy };
+    const lcores = this.#lcores as LcoreGroup;
+    const knownMacs = () => lcores.known(id);
+    const onMacs = (macs: readonly Uint8Array[]) => lcores.learn(id, macs);
+    return { id, mergeable, txCsum, tso, iommu, configSpace, pairs: queues, createPostcopy, knownMacs, onMacs };
   }
 
   #onDestroyed(id: number): void {

@@ -4,6 +4,7 @@
  * A transmit queue is polled by one lcore: a device's first by that with the fewest devices, its others by those behind it. Into a
  * receive queue any lcore delivers, under the ring's lock.
  */
+import { packChunks } from '../mem/address-map.ts';
 import type { WindowPool } from '../mem/window.ts';
 import { addBlock, counterBlock, PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import { sharedSwitchState } from '../switch/classify.ts';
@@ -30,6 +31,8 @@ export interface LcoreGroupOptions {
   /** each lcore keeps a window of it */
   readonly pool: WindowPool;
 }
+
+const MAC_BYTES = 6;
 
 /** What the group knows of a port. */
 interface PortEntry {
@@ -89,7 +92,8 @@ export class LcoreGroup implements NetDatapath {
   }
 
   async setMemory(port: number, memory: DeviceMemory): Promise<void> {
-    await Promise.all(this.#threads.map((thread) => thread.setMemory(port, memory)));
+    const packed = { ...memory, chunks: packChunks(memory.chunks) };
+    await Promise.all(this.#threads.map((thread) => thread.setMemory(port, packed)));
   }
 
   async startVring(port: number, vring: number, config: VringConfig): Promise<void> {
@@ -118,6 +122,19 @@ export class LcoreGroup implements NetDatapath {
 
   async inject(port: number, frame: Uint8Array): Promise<void> {
     await this.#threads[this.#entry(port).home].inject(port, frame);
+  }
+
+  /** Has the switch learn addresses on a port, 6 bytes each, as if its guest had just used them. */
+  async learn(port: number, macs: readonly Uint8Array[]): Promise<void> {
+    await this.#threads[this.#entry(port).home].learn(port, Buffer.concat(macs));
+  }
+
+  /** The addresses that the switch has learned on a port, 6 bytes each. */
+  async known(port: number): Promise<Uint8Array[]> {
+    const bytes = await this.#threads[this.#entry(port).home].known(port);
+    return Array.from({ length: bytes.length / MAC_BYTES }, (_, i) =>
+      bytes.subarray(MAC_BYTES * i, MAC_BYTES * (i + 1)),
+    );
   }
 
   /** Indexes of the lcores that use a vring. */

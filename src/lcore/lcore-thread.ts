@@ -9,9 +9,10 @@ import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
 import type { SharedSwitchState } from '../switch/classify.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import { createEventfd, drainNow, eventfdFull, signal } from '../sys/eventfd.ts';
-import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import type { LcoreEvents } from './lcore.ts';
 import {
+  type Answer,
   CONTROL_CALLING,
   CONTROL_POSTED,
   CONTROL_WORDS,
@@ -23,7 +24,7 @@ import {
 import { workerUrl } from './worker-url.ts';
 
 interface Waiting {
-  resolve(value: number | undefined): void;
+  resolve(value: Answer): void;
   reject(error: Error): void;
 }
 
@@ -151,10 +152,10 @@ export class LcoreThread {
     }
   }
 
-  #post(command: Command): Promise<number | undefined> {
+  #post(command: Command): Promise<Answer> {
     if (this.#dead !== undefined) return Promise.reject(this.#dead);
     const epoch = ++this.#epoch;
-    const answer = new Promise<number | undefined>((resolve, reject) => {
+    const answer = new Promise<Answer>((resolve, reject) => {
       this.#waiting.set(epoch, { resolve, reject });
     });
     this.#worker.postMessage({ epoch, command } satisfies Letter);
@@ -171,7 +172,7 @@ export class LcoreThread {
     await this.#post({ type: 'removePort', port });
   }
 
-  async setMemory(port: number, memory: DeviceMemory): Promise<void> {
+  async setMemory(port: number, memory: PackedMemory): Promise<void> {
     await this.#post({ type: 'setMemory', port, memory });
   }
 
@@ -191,8 +192,18 @@ export class LcoreThread {
     await this.#post({ type: 'inject', port, frame });
   }
 
-  stopVring(port: number, vring: number): Promise<number | undefined> {
-    return this.#post({ type: 'stopVring', port, vring });
+  /** Learns addresses, 6 bytes each, as if the guest behind the port had just used them. */
+  async learn(port: number, macs: Uint8Array): Promise<void> {
+    await this.#post({ type: 'learn', port, macs });
+  }
+
+  /** The addresses that have been learned on a port, 6 bytes each. */
+  async known(port: number): Promise<Uint8Array> {
+    return (await this.#post({ type: 'known', port })) as Uint8Array;
+  }
+
+  async stopVring(port: number, vring: number): Promise<number | undefined> {
+    return (await this.#post({ type: 'stopVring', port, vring })) as number | undefined;
   }
 
   async enableVring(port: number, vring: number, enabled: boolean): Promise<void> {

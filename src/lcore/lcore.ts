@@ -9,7 +9,8 @@ import { Classifier, type SharedSwitchState } from '../switch/classify.ts';
 import { Forwarder } from '../switch/forward.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
+import { NO_FD } from '../vhost/vhost-device.ts';
 import { PortTable, type RingEvents } from './port-table.ts';
 
 /** What an lcore tells the main thread. An address is two words as in MacTable. */
@@ -20,6 +21,7 @@ export interface LcoreEvents extends RingEvents {
 
 /** Where injected frames lie in the bounce window. */
 const INJECT_OFF = 65536;
+const MAC_BYTES = 6;
 
 export class Lcore {
   readonly #config: SwitchConfig;
@@ -95,6 +97,11 @@ export class Lcore {
     return true;
   }
 
+  /** True while some guest has given no eventfd to kick by: its rings must be looked at again and again. */
+  get mustLook(): boolean {
+    return this.#table.polled.some(({ port, queue }) => port.txRing(queue)?.kickFd === NO_FD);
+  }
+
   /** Asks the guests to stop kicking. */
   wake(): void {
     for (const { port, queue } of this.#table.polled) port.txRing(queue)?.suppressKicks();
@@ -113,6 +120,29 @@ export class Lcore {
     this.#forwarder.forward(burst, port);
   }
 
+  /** Learns addresses, 6 bytes each, as if the guest behind port `id` had just used them. */
+  learn(id: number, macs: Uint8Array): void {
+    const port = this.#table.ports[id];
+    if (port === undefined) throw new RangeError(`no port ${id} on this lcore`);
+    const view = new DataView(macs.buffer, macs.byteOffset, macs.byteLength);
+    const words: number[] = [];
+    for (let at = 0; at < macs.length; at += MAC_BYTES)
+      words.push(view.getInt32(at, true), view.getUint16(at + 4, true));
+    this.#classifier.adopt(words, id, port.counters, this.#now);
+  }
+
+  /** The addresses that have been learned on port `id`, 6 bytes each. */
+  known(id: number): Uint8Array {
+    const words = this.#classifier.table.addressesOf(id);
+    const macs = new Uint8Array(3 * words.length);
+    const view = new DataView(macs.buffer);
+    for (let i = 0; i < words.length; i += 2) {
+      view.setInt32(3 * i, words[i], true);
+      view.setUint16(3 * i + 4, words[i + 1], true);
+    }
+    return macs;
+  }
+
   addPort(id: number, counters: SharedArrayBuffer): void {
     this.#table.addPort(id, counters);
   }
@@ -122,7 +152,7 @@ export class Lcore {
     this.#classifier.forget(id);
   }
 
-  setMemory(id: number, memory: DeviceMemory): void {
+  setMemory(id: number, memory: DeviceMemory | PackedMemory): void {
     this.#table.setMemory(id, memory);
   }
 

@@ -8,7 +8,7 @@
 import type { WindowHandle } from '../mem/window.ts';
 import type { SharedSwitchState } from '../switch/classify.ts';
 import type { SwitchConfig } from '../switch/switch-config.ts';
-import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 
 /** Words of the control block. */
 export const CONTROL_POSTED = 0;
@@ -19,7 +19,7 @@ export const CONTROL_WORDS = 2;
 export type Command =
   | { readonly type: 'addPort'; readonly port: number; readonly counters: SharedArrayBuffer }
   | { readonly type: 'removePort'; readonly port: number }
-  | { readonly type: 'setMemory'; readonly port: number; readonly memory: DeviceMemory }
+  | { readonly type: 'setMemory'; readonly port: number; readonly memory: PackedMemory }
   | {
       readonly type: 'startVring';
       readonly port: number;
@@ -34,7 +34,13 @@ export type Command =
   | { readonly type: 'enableVring'; readonly port: number; readonly vring: number; readonly enabled: boolean }
   | { readonly type: 'setCall'; readonly port: number; readonly vring: number; readonly fd: number }
   | { readonly type: 'inject'; readonly port: number; readonly frame: Uint8Array }
+  /** addresses of 6 bytes each: to be learned on a port; and what is answered with those that are known there */
+  | { readonly type: 'learn'; readonly port: number; readonly macs: Uint8Array }
+  | { readonly type: 'known'; readonly port: number }
   | { readonly type: 'stop' };
+
+/** What a command is answered with: `stopVring` with a base, `known` with addresses. */
+export type Answer = number | Uint8Array | undefined;
 
 /** Main to lcore. */
 export interface Letter {
@@ -45,7 +51,7 @@ export interface Letter {
 /** Lcore to main. */
 export type Report =
   | { readonly type: 'ready' }
-  | { readonly type: 'done'; readonly epoch: number; readonly value?: number | undefined; readonly error?: string }
+  | { readonly type: 'done'; readonly epoch: number; readonly value?: Answer; readonly error?: string }
   | { readonly type: 'registered' | 'duplicate'; readonly port: number; readonly first: number; readonly last: number }
   | { readonly type: 'fault'; readonly port: number; readonly vring: number; readonly fault: number }
   | {

@@ -5,7 +5,7 @@ import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.t
 import { type PortTools, VhostPort } from '../port/vhost-port.ts';
 import { counterBlock, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import { Enqueuer } from '../virtio-net/enqueue.ts';
 import { OffloadStage } from '../virtio-net/offload-stage.ts';
 import { RingStage } from '../virtio-net/ring-stage.ts';
@@ -72,7 +72,7 @@ export class PortTable {
     return this.windows[window.id];
   }
 
-  setMemory(id: number, memory: DeviceMemory): void {
+  setMemory(id: number, memory: DeviceMemory | PackedMemory): void {
     for (const window of memory.windows) this.addWindow(window);
     this.#port(id).setMemory(memory);
   }

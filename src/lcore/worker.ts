@@ -7,13 +7,23 @@ import { pinThread } from '../sys/affinity.ts';
 import { Caller, drain, Epoll } from '../sys/eventfd.ts';
 import { isTransmit } from '../virtio-net/net-vring.ts';
 import { Lcore, type LcoreEvents } from './lcore.ts';
-import { CONTROL_CALLING, CONTROL_POSTED, type Command, type LcoreSetup, type Letter, type Report } from './mailbox.ts';
+import {
+  type Answer,
+  CONTROL_CALLING,
+  CONTROL_POSTED,
+  type Command,
+  type LcoreSetup,
+  type Letter,
+  type Report,
+} from './mailbox.ts';
 
 /** Empty rounds between two looks at the clock, and how long they go on before the lcore sleeps. */
 const ROUNDS_PER_LOOK = 64;
 const IDLE_BEFORE_SLEEP_MS = 0.2;
 /** The longest sleep: the MAC table ages meanwhile. */
 const MAX_SLEEP_MS = 1000;
+/** The longest sleep while a guest's rings have no kick eventfd: it waits for us as long. */
+const MAX_NAP_MS = 1;
 /** Looks at the clock while busy: a burst takes a few microseconds. */
 const BUSY_ROUNDS_PER_LOOK = 4096;
 
@@ -48,7 +58,7 @@ function watchKick(port: number, vring: number, fd: number | undefined): void {
   kicks.set(key, fd);
 }
 
-function carryOut(command: Command): number | undefined {
+function carryOut(command: Command): Answer {
   switch (command.type) {
     case 'addPort':
       lcore.addPort(command.port, command.counters);
@@ -75,6 +85,11 @@ function carryOut(command: Command): number | undefined {
     case 'inject':
       lcore.inject(command.port, command.frame);
       return undefined;
+    case 'learn':
+      lcore.learn(command.port, command.macs);
+      return undefined;
+    case 'known':
+      return lcore.known(command.port);
     case 'stop':
       stopping = true;
       return undefined;
@@ -107,7 +122,7 @@ function tick(nowMs: number): void {
 function sleep(): void {
   if (lcore.prepareSleep() && Atomics.load(control, CONTROL_POSTED) === seen) {
     counters[LCORE_SLOTS.sleeps]++;
-    epoll.wait(MAX_SLEEP_MS);
+    epoll.wait(lcore.mustLook ? MAX_NAP_MS : MAX_SLEEP_MS);
     drain(setup.wakeFd);
   }
   lcore.wake();

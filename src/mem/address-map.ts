@@ -20,10 +20,27 @@ export interface Chunk {
 
 const TWO_32 = 2 ** 32;
 
+/** Numbers of a packed chunk, in the order of `Chunk`; `writable` is 0 or 1. */
+const WORDS = 5;
+const REACH = 1;
+const WINDOW = 2;
+const OFF = 3;
+const WRITABLE = 4;
+
+/**
+ * Chunks as numbers, by address: a guest behind an IOMMU has thousands that change all the time, and as objects they take milliseconds
+ * to pass to another thread.
+ */
+export function packChunks(chunks: readonly Chunk[]): Float64Array<ArrayBuffer> {
+  const packed = new Float64Array(WORDS * chunks.length);
+  const byAddress = (a: Chunk, b: Chunk) => a.guestAddr - b.guestAddr;
+  for (const [i, { guestAddr, reach, window, windowOff, writable }] of chunks.toSorted(byAddress).entries())
+    packed.set([guestAddr, reach, window, windowOff, writable === false ? 0 : 1], WORDS * i);
+  return packed;
+}
+
 export class AddressMap {
-  /** by address */
-  readonly #chunks: readonly Chunk[];
-  readonly #starts: Float64Array;
+  readonly #chunks: Float64Array;
   /** what is missing may still come: addresses are I/O virtual */
   readonly iotlb: boolean;
   /** every chunk may be written, and there is one: the chunk at hand is good for reads and writes alike */
@@ -40,15 +57,14 @@ export class AddressMap {
   #readOnly = false;
 
   /**
-   * `chunks` in any order; no two begin at the same address, none crosses a multiple of 4 GiB with its first address, each
+   * `chunks` in any order, or packed; no two begin at the same address, none crosses a multiple of 4 GiB with its first address, each
    * reach is below 2³¹. Of two that overlap the later one reaches at least as far.
    */
-  constructor(chunks: readonly Chunk[], iotlb = false) {
-    this.#chunks = chunks.toSorted((a, b) => a.guestAddr - b.guestAddr);
-    this.#starts = Float64Array.from(this.#chunks, ({ guestAddr }) => guestAddr);
+  constructor(chunks: readonly Chunk[] | Float64Array, iotlb = false) {
+    this.#chunks = chunks instanceof Float64Array ? chunks : packChunks(chunks);
     this.iotlb = iotlb;
-    this.writable = chunks.length > 0 && chunks.every(({ writable }) => writable !== false);
-    if (chunks.length > 0) this.#take(chunks[0]);
+    this.writable = chunks.length > 0 && this.#chunks.every((value, at) => at % WORDS !== WRITABLE || value === 1);
+    if (chunks.length > 0) this.#take(0);
   }
 
   /** True if the chunk at hand holds all `len` bytes (int32 ≥ 0) from the address on. Hot loops write this out. */
@@ -72,33 +88,36 @@ export class AddressMap {
     if (this.holds(lo, hi, len)) return !(write && this.#readOnly);
     const at = this.#lastBefore((hi >>> 0) * TWO_32 + (lo >>> 0));
     if (at < 0) return false;
-    const chunk = this.#chunks[at];
-    const distance = (hi >>> 0) * TWO_32 + (lo >>> 0) - chunk.guestAddr;
-    const sameHalf = Math.floor(chunk.guestAddr / TWO_32) === hi >>> 0;
-    if (!sameHalf || distance + len > chunk.reach || (write && chunk.writable === false)) return false;
-    this.#take(chunk);
+    const chunks = this.#chunks;
+    const distance = (hi >>> 0) * TWO_32 + (lo >>> 0) - chunks[at];
+    const sameHalf = Math.floor(chunks[at] / TWO_32) === hi >>> 0;
+    if (!sameHalf || distance + len > chunks[at + REACH] || (write && chunks[at + WRITABLE] === 0)) return false;
+    this.#take(at);
     return true;
   }
 
-  /** The last chunk that begins at or before `addr`, −1 if there is none. */
+  /** Where in `#chunks` the last chunk is that begins at or before `addr`, negative if there is none. */
   #lastBefore(addr: number): number {
+    const chunks = this.#chunks;
     let from = 0;
-    let to = this.#starts.length;
+    let to = chunks.length / WORDS;
     while (from < to) {
       const middle = (from + to) >>> 1;
-      if (this.#starts[middle] <= addr) from = middle + 1;
+      if (chunks[WORDS * middle] <= addr) from = middle + 1;
       else to = middle;
     }
-    return from - 1;
+    return WORDS * (from - 1);
   }
 
-  #take(chunk: Chunk): void {
-    this.hi = Math.floor(chunk.guestAddr / TWO_32) | 0;
-    this.lo = (chunk.guestAddr % TWO_32) | 0;
+  #take(at: number): void {
+    const chunks = this.#chunks;
+    const guestAddr = chunks[at];
+    this.hi = Math.floor(guestAddr / TWO_32) | 0;
+    this.lo = (guestAddr % TWO_32) | 0;
     // Not past the half's end: there lo − this.lo would begin anew, and a low address would seem to lie in a chunk that goes on there.
-    this.reach = Math.min(chunk.reach, TWO_32 - (chunk.guestAddr % TWO_32));
-    this.window = chunk.window;
-    this.base = chunk.windowOff;
-    this.#readOnly = chunk.writable === false;
+    this.reach = Math.min(chunks[at + REACH], TWO_32 - (guestAddr % TWO_32));
+    this.window = chunks[at + WINDOW];
+    this.base = chunks[at + OFF];
+    this.#readOnly = chunks[at + WRITABLE] === 0;
   }
 }

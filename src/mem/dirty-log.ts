@@ -38,6 +38,8 @@ export interface DirtyLogPlace extends Place {
 }
 
 export class DirtyLog {
+  /** eventfd to signal when `flush` has changed the bitmap, or −1 */
+  readonly callFd: number;
   readonly #bitmap: Uint8Array;
   readonly #bitmapOff: number;
   readonly #size: number;
@@ -56,9 +58,6 @@ export class DirtyLog {
   readonly #slotBits = new Int32Array(SLOTS);
   readonly #taken = new Int32Array(SLOTS);
   #nTaken = 0;
-
-  /** eventfd to signal when `flush` says so, or −1 */
-  readonly callFd: number;
 
   /** Writes, or pages of them, that are in no piece or beyond the end of the bitmap: the front end does not want to know of them. */
   strays = 0;

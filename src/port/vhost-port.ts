@@ -7,7 +7,7 @@ import { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
-import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
+import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import { NO_FD } from '../vhost/vhost-device.ts';
 import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { completeBurst, dequeueBurst } from '../virtio-net/dequeue.ts';
@@ -92,7 +92,7 @@ export class VhostPort implements Port {
   }
 
   /** New guest memory. Started rings go on in it; their own places have not moved. */
-  setMemory({ chunks, iotlb, log }: DeviceMemory): void {
+  setMemory({ chunks, iotlb, log }: DeviceMemory | PackedMemory): void {
     this.#map = new AddressMap(chunks, iotlb);
     this.#log = log && new DirtyLog(log, this.#tools.windows);
     for (const vring of this.#vrings) {
@@ -161,7 +161,8 @@ export class VhostPort implements Port {
   }
 
   #choose(): void {
-    const usable = this.#vrings.map((vring) => (vring?.net.ring.fault === FAULT_NONE ? vring : undefined));
+    // holes as well: this lcore has not started every vring
+    const usable = Array.from(this.#vrings, (vring) => (vring?.net.ring.fault === FAULT_NONE ? vring : undefined));
     this.#rx = usable.filter(
       (vring, index) => index % 2 === 0 && vring !== undefined && vring.enabled,
     ) as StartedVring[];

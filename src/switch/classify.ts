@@ -73,6 +73,20 @@ export class Classifier {
   }
 
   /**
+   * Learns addresses that the guest behind a port has used elsewhere, with --learning first the first of them.
+   * @param words each address's first four bytes and its last two, as words
+   * @param counters the port's own
+   */
+  adopt(words: readonly number[], port: number, counters: Float64Array, now: number): void {
+    const first = this.#config.learning === 'first';
+    for (let i = 0; i < words.length; i += 2) {
+      if ((words[i] & GROUP_BIT) !== 0) continue;
+      if (first && this.#claim(words[i], words[i + 1], port, counters)) return;
+      if (!first) this.#learn(words[i], words[i + 1], port, counters, now);
+    }
+  }
+
+  /**
    * Fills `burst.dest` for a burst from `port`, from the packets' fronts. Packets between the same two addresses
    * mostly come in runs: each run is looked up once.
    * @param counters the port's own
@@ -130,16 +144,7 @@ export class Classifier {
     if (this.#registered[port] === 1) return true;
     const first = sourceFirst(burst.front, 0);
     const last = sourceLast(burst.front, 0);
-    const usable = burst.len[0] >= ETHERNET_HEADER && (first !== 0 || last !== 0);
-    if (
-      usable &&
-      this.table.lookup(first, last) === NOT_FOUND &&
-      this.table.learn(first, last, port, 0) === LEARN_NEW
-    ) {
-      counters[PORT_SLOTS.mac_learned]++;
-      if (Atomics.compareExchange(this.#registered, port, 0, 1) === 0) this.#onRegistered(port, first, last);
-      return true;
-    }
+    if (burst.len[0] >= ETHERNET_HEADER && this.#claim(first, last, port, counters)) return true;
     counters[PORT_SLOTS.mac_refused]++;
     counters[PORT_SLOTS.tx_drop_unregistered] += burst.count;
     burst.dest.fill(DEST_DROP, 0, burst.count);
@@ -148,6 +153,18 @@ export class Classifier {
       this.#onDuplicate(port, first, last);
     }
     return false;
+  }
+
+  /** Registers a device under an address. @returns true if it is registered now, under this or, by another lcore, under another */
+  #claim(first: number, last: number, port: number, counters: Float64Array): boolean {
+    if (first === 0 && last === 0) return false;
+    const holder = this.table.lookup(first, last);
+    if (holder !== NOT_FOUND) return holder === port;
+    const outcome = this.table.claim(first, last, port, 0);
+    if (outcome !== LEARN_NEW) return outcome === LEARN_KNOWN;
+    counters[PORT_SLOTS.mac_learned]++;
+    if (Atomics.compareExchange(this.#registered, port, 0, 1) === 0) this.#onRegistered(port, first, last);
+    return true;
   }
 }
 

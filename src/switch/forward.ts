@@ -39,7 +39,8 @@ export class Forwarder {
     for (let t = 0; t < this.#nTouched; t++) {
       const id = this.#touched[t];
       const from = BURST_SIZE * id;
-      (this.#ports[id] as Port).transmit(this.#list, from, from + this.#count[id]);
+      // another lcore may have learned an address on a port that is yet to come to this one
+      this.#ports[id]?.transmit(this.#list, from, from + this.#count[id]);
       this.#count[id] = 0;
     }
     this.#nTouched = 0;

@@ -5,7 +5,9 @@
  * An address is two words as they lie in a frame: its first four bytes, and its last two.
  *
  * Several lcores may share a table: each makes a MacTable over the same memory. They read without a lock, and look at a version
- * before and after: whoever changes entries makes it odd meanwhile.
+ * before and after: it is odd while entries are moved about, which deleting one does. A new entry appears at once, by the word that is
+ * written last, and one that changes its port does so in one word: they need no version, so that a guest which makes up addresses
+ * does not keep the others from finding theirs.
  */
 import { randomBytes } from 'node:crypto';
 import { acquire, release } from '../sys/lock.ts';
@@ -82,17 +84,13 @@ export class MacTable {
     this.#seed = Atomics.load(this.#head, SEED);
   }
 
-  /** Begins to change entries, alone; `#changed` ends it. */
-  #change(): void {
-    if (!this.#shared) return;
-    acquire(this.#head, LOCK);
-    Atomics.add(this.#head, VERSION, 1);
+  /** Nobody else changes anything until `#unlock`. */
+  #lock(): void {
+    if (this.#shared) acquire(this.#head, LOCK);
   }
 
-  #changed(): void {
-    if (!this.#shared) return;
-    Atomics.add(this.#head, VERSION, 1);
-    release(this.#head, LOCK);
+  #unlock(): void {
+    if (this.#shared) release(this.#head, LOCK);
   }
 
   /** Addresses in the table. */
@@ -143,10 +141,33 @@ export class MacTable {
       this.#seen[known] = now;
       return LEARN_KNOWN;
     }
-    this.#change();
+    this.#lock();
     const outcome = this.#note(first, last, port, now);
-    this.#changed();
+    this.#unlock();
     return outcome;
+  }
+
+  /**
+   * Gives `port` the address for good, as its only one. @returns LEARN_NEW, LEARN_KNOWN if the port has one already, LEARN_REFUSED if
+   * another port has this one or the table is full
+   */
+  claim(first: number, last: number, port: number, now: number): number {
+    this.#lock();
+    let outcome = LEARN_KNOWN;
+    if (this.#perPort[port] === 0)
+      outcome = this.#find(first, last) < 0 ? this.#insert(first, last, port, now) : LEARN_REFUSED;
+    this.#unlock();
+    return outcome;
+  }
+
+  /** The addresses of `port`: each its two words. */
+  addressesOf(port: number): number[] {
+    const words: number[] = [];
+    this.#lock();
+    for (let slot = 0; slot <= this.#mask && words.length < 2 * this.#perPort[port]; slot++)
+      if (this.#last[slot] !== 0 && this.#port[slot] === port) words.push(this.#first[slot], this.#last[slot] & ~USED);
+    this.#unlock();
+    return words;
   }
 
   #note(first: number, last: number, port: number, now: number): number {
@@ -170,9 +191,9 @@ export class MacTable {
       slot = (slot + 1) & this.#mask;
     }
     this.#first[slot] = first;
-    this.#last[slot] = last | USED;
     this.#port[slot] = port;
     this.#seen[slot] = now;
+    Atomics.store(this.#last, slot, last | USED);
     this.#perPort[port]++;
     this.#head[SIZE]++;
     return LEARN_NEW;
@@ -182,6 +203,7 @@ export class MacTable {
   #delete(slot: number): void {
     this.#perPort[this.#port[slot]]--;
     this.#head[SIZE]--;
+    if (this.#shared) Atomics.add(this.#head, VERSION, 1);
     let hole = slot;
     for (let next = (slot + 1) & this.#mask; this.#last[next] !== 0; next = (next + 1) & this.#mask) {
       const home = this.#home(this.#first[next], this.#last[next] & 0xffff);
@@ -193,26 +215,27 @@ export class MacTable {
       hole = next;
     }
     this.#last[hole] = 0;
+    if (this.#shared) Atomics.add(this.#head, VERSION, 1);
   }
 
   /** Forgets addresses not seen for `maxAge` seconds, a few thousand slots a call: call it every second. */
   age(now: number, maxAge: number): void {
-    this.#change();
+    this.#lock();
     for (let step = 0; step < AGE_STEP; step++) {
       const slot = this.#head[AGE_AT] & this.#mask;
       if (this.#last[slot] !== 0 && now - this.#seen[slot] > maxAge) this.#delete(slot);
       else this.#head[AGE_AT] = slot + 1;
     }
-    this.#changed();
+    this.#unlock();
   }
 
   /** Forgets every address of `port`. */
   flushPort(port: number): void {
-    this.#change();
+    this.#lock();
     for (let slot = 0; slot <= this.#mask && this.#perPort[port] > 0; ) {
       if (this.#last[slot] !== 0 && this.#port[slot] === port) this.#delete(slot);
       else slot++;
     }
-    this.#changed();
+    this.#unlock();
   }
 }

@@ -228,6 +228,14 @@ export class ReadWatch {
     this.#handle.stop();
   }
 
+  /** Reading pauses, but the peer's end is told, once. */
+  pauseUntilGone(onGone: () => void): void {
+    this.#handle.start({ disconnect: true }, () => {
+      this.#handle.stop();
+      onGone();
+    });
+  }
+
   /** Watches again; with `writable` also for room to send. */
   resume(onReady: () => void, writable = false): void {
     this.#handle.start({ readable: true, writable, disconnect: true }, onReady);

@@ -58,6 +58,7 @@ export class BackEnd {
     this.ended = promise;
     this.#connection = new Connection(fd, {
       onMessage: (message) => this.#serially(() => this.#onMessage(message)),
+      onPeerGone: () => device.frontEndGone?.(),
       onClose: (error) => {
         if (error !== undefined) this.#log.log(levelOf(error), `${error.message}; connection closed`);
         device.frontEndGone?.();

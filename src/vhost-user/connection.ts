@@ -31,6 +31,10 @@ export interface ConnectionHandlers {
   onMessage(message: Message): Promise<void>;
   /** Called once, perhaps while `onMessage` is still at work. `error` is undefined when either side just closed. */
   onClose(error: Error | undefined): void;
+  /**
+   * The peer has closed its end while `onMessage` is at work; `onClose` comes when that has ended. What it waits for may be the peer.
+   */
+  onPeerGone?(): void;
   /** What errors call a message of this number; by default the front end's request. */
   nameOf?(request: number): string;
 }
@@ -140,7 +144,9 @@ export class Connection {
   /** Handles what has arrived, a bounded number of messages, with the watch off meanwhile. */
   async #handleSome(): Promise<void> {
     this.#handling = true;
-    this.#watch.pause();
+    const { onPeerGone } = this.#handlers;
+    if (onPeerGone === undefined) this.#watch.pause();
+    else this.#watch.pauseUntilGone(() => onPeerGone());
     for (let left = MESSAGES_PER_TURN; left > 0 && !this.#closed; left--) {
       const message = this.#receiveMessage();
       if (message === undefined) break;

@@ -24,6 +24,11 @@ export interface DeviceMemory {
   readonly log: DirtyLogPlace | undefined;
 }
 
+/** The same as threads pass it on: `chunks` are packed (mem/address-map.ts). */
+export interface PackedMemory extends Omit<DeviceMemory, 'chunks'> {
+  readonly chunks: Float64Array;
+}
+
 /** What a vring needs besides its own configuration; survives postMessage. */
 export interface VringConfig {
   readonly ring: RingConfig;

@@ -27,9 +27,9 @@ export interface DeviceModel {
   /** NET_SET_MTU, if the device has that. */
   setMtu?(mtu: number): void;
   /** The device's own state for a migration, at most MAX_STATE_BYTES. */
-  save?(): Uint8Array;
+  save?(): Promise<Uint8Array> | Uint8Array;
   /** Takes over the state that another back end, perhaps of another version, has saved. */
-  load?(state: Uint8Array): void;
+  load?(state: Uint8Array): Promise<void> | void;
 }
 
 /** Postcopy migration of one guest: its memory comes page by page, through a userfaultfd. Made by POSTCOPY_ADVISE. */

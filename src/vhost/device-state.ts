@@ -24,7 +24,7 @@ export class DeviceState {
   }
 
   /** Starts a transfer and takes `fd` over, also on failure. @param suspended no vring runs */
-  start(direction: StateDirection, phase: number, fd: number, suspended: boolean): void {
+  async start(direction: StateDirection, phase: number, fd: number, suspended: boolean): Promise<void> {
     let state: Uint8Array | undefined;
     try {
       if (phase !== PHASE_STOPPED) fail(`phase ${phase} is unknown, must be 0`);
@@ -32,7 +32,7 @@ export class DeviceState {
       if (this.#transfer !== undefined) fail('CHECK_DEVICE_STATE must end the transfer before');
       if (this.#model.save === undefined || this.#model.load === undefined)
         fail('this device has no state to transfer');
-      state = direction === 'save' ? this.#model.save() : undefined;
+      state = direction === 'save' ? await this.#model.save() : undefined;
       if (state !== undefined && state.length > MAX_STATE_BYTES) fail(`${state.length} bytes of state are too many`);
     } catch (error) {
       closeSync(fd);

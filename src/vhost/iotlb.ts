@@ -36,13 +36,13 @@ interface Run {
   readonly writable: boolean;
 }
 
-const overlaps = (entry: IotlbEntry, iova: number, size: number) =>
-  entry.iova < iova + size && iova < entry.iova + entry.size;
 const allows = (entry: IotlbEntry, permissions: number) => (entry.permissions & permissions) === permissions;
 
 export class Iotlb {
   /** by their first address, the oldest first */
   readonly #held = new Map<number, Held>();
+  /** the same by address; no two overlap */
+  readonly #sorted: Held[] = [];
   #pieces = 0;
   #chunks: readonly Chunk[] | undefined;
   /** page × 4 + permissions → when it was asked for */
@@ -54,7 +54,7 @@ export class Iotlb {
 
   /** What is mapped, by I/O virtual address, for AddressMap: neighbours that lie together are one chunk. */
   get chunks(): readonly Chunk[] {
-    this.#chunks ??= chunksOf(runsOf([...this.#held.values()]));
+    this.#chunks ??= chunksOf(runsOf(this.#sorted));
     return this.#chunks;
   }
 
@@ -63,7 +63,9 @@ export class Iotlb {
     const pieces = find(entry.userAddr, entry.size);
     if (pieces === undefined || pieces.length > MAX_PIECES) return false;
     this.invalidate(entry.iova, entry.size);
-    this.#held.set(entry.iova, { entry, pieces });
+    const held = { entry, pieces };
+    this.#held.set(entry.iova, held);
+    this.#sorted.splice(this.#firstBehind(entry.iova), 0, held);
     this.#pieces += pieces.length;
     for (const oldest of this.#held.values()) {
       if (this.#held.size <= IOTLB_MAX_ENTRIES && this.#pieces <= MAX_PIECES) break;
@@ -74,7 +76,10 @@ export class Iotlb {
 
   /** Forgets every entry that has an address of the range, and every question for one. */
   invalidate(iova: number, size: number): void {
-    for (const held of this.#held.values()) if (overlaps(held.entry, iova, size)) this.#forget(held);
+    const from = this.#firstBehind(iova);
+    let to = from;
+    while (to < this.#sorted.length && this.#sorted[to].entry.iova < iova + size) to++;
+    for (const held of this.#sorted.splice(from, to - from)) this.#drop(held);
     for (const key of this.#asked.keys()) {
       const page = Math.floor(key / 4) * PAGE;
       if (page < iova + size && iova < page + PAGE) this.#asked.delete(key);
@@ -97,20 +102,40 @@ export class Iotlb {
 
   clear(): void {
     this.#held.clear();
+    this.#sorted.length = 0;
     this.#asked.clear();
     this.#pieces = 0;
     this.#chunks = undefined;
   }
 
-  #forget({ entry, pieces }: Held): void {
+  #forget(held: Held): void {
+    this.#sorted.splice(this.#firstBehind(held.entry.iova), 1);
+    this.#drop(held);
+  }
+
+  /** What is left to do for one that is no longer in `#sorted`. */
+  #drop({ entry, pieces }: Held): void {
     this.#held.delete(entry.iova);
     this.#pieces -= pieces.length;
     this.#chunks = undefined;
   }
 
+  /** Where in `#sorted` the first is that ends behind `iova`. */
+  #firstBehind(iova: number): number {
+    let from = 0;
+    let to = this.#sorted.length;
+    while (from < to) {
+      const middle = (from + to) >>> 1;
+      const { entry } = this.#sorted[middle];
+      if (entry.iova + entry.size <= iova) from = middle + 1;
+      else to = middle;
+    }
+    return from;
+  }
+
   #at(iova: number): IotlbEntry | undefined {
-    for (const { entry } of this.#held.values()) if (overlaps(entry, iova, 1)) return entry;
-    return undefined;
+    const entry = this.#sorted[this.#firstBehind(iova)]?.entry;
+    return entry !== undefined && entry.iova <= iova ? entry : undefined;
   }
 
   /** The front end's address for an I/O virtual address, or undefined. */
@@ -156,10 +181,10 @@ export class Iotlb {
   }
 }
 
-/** The entries' pieces in order of address; those that go on where the one before ends are joined with it. */
+/** The pieces of entries that are in order of address; those that go on where the one before ends are joined with it. */
 function runsOf(held: readonly Held[]): Run[] {
   const runs: Run[] = [];
-  for (const { entry, pieces } of [...held].sort((a, b) => a.entry.iova - b.entry.iova)) {
+  for (const { entry, pieces } of held) {
     if ((entry.permissions & (IOTLB_READ | IOTLB_WRITE)) === 0) continue;
     const writable = allows(entry, IOTLB_WRITE);
     let { iova } = entry;

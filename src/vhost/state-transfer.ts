@@ -12,6 +12,9 @@ export const MAX_STATE_BYTES = 2 ** 20;
 /** A transfer that takes longer has failed: the front end waits for it, and its connection with it. */
 const LIMIT_MS = 30_000;
 
+/** True when all is done, false when not, a promise when all has been moved and something is left to do. */
+type Step = (pipe: PipeEnd) => boolean | Promise<void>;
+
 const failure = (problem: string) => new ProtocolError('BAD_STATE', 'CHECK_DEVICE_STATE', problem);
 
 export class StateTransfer {
@@ -22,13 +25,16 @@ export class StateTransfer {
   readonly #resolve: () => void;
   readonly #reject: (error: Error) => void;
   readonly #timer: NodeJS.Timeout;
+  /** all bytes are here, and what becomes of them is being awaited */
+  #moved = false;
   #over = false;
 
   /**
-   * Takes `fd` over, also on failure. `step` is called whenever the pipe is ready, until it says that all is done.
+   * Takes `fd` over, also on failure. `step` is called whenever the pipe is ready, until it says that all is done, or will be when its
+   * promise resolves.
    * @throws ProtocolError if `fd` is no pipe
    */
-  private constructor(fd: number, writes: boolean, limitMs: number, step: (pipe: PipeEnd) => boolean) {
+  private constructor(fd: number, writes: boolean, limitMs: number, step: Step) {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
     this.ended = promise;
     promise.catch(() => {}); // it is told to who asks; nobody may ask
@@ -59,17 +65,14 @@ export class StateTransfer {
     });
   }
 
-  /** Reads the pipe to its end, then calls `onState`, whose error fails the transfer. */
-  static load(fd: number, onState: (state: Uint8Array) => void, limitMs = LIMIT_MS): StateTransfer {
+  /** Reads the pipe to its end, then calls `onState`, whose error fails the transfer; it has ended when that has. */
+  static load(fd: number, onState: (state: Uint8Array) => Promise<void> | void, limitMs = LIMIT_MS): StateTransfer {
     const parts: Uint8Array[] = [];
     let size = 0;
     return new StateTransfer(fd, false, limitMs, (pipe) => {
       const part = pipe.read();
       if (part === undefined) return false;
-      if (part.length === 0) {
-        onState(Buffer.concat(parts));
-        return true;
-      }
+      if (part.length === 0) return onState(Buffer.concat(parts)) ?? true;
       size += part.length;
       if (size > MAX_STATE_BYTES) throw failure(`the state is larger than ${MAX_STATE_BYTES} bytes`);
       parts.push(part);
@@ -82,12 +85,19 @@ export class StateTransfer {
     this.#end(failure(problem));
   }
 
-  #step(step: (pipe: PipeEnd) => boolean): void {
-    if (this.#over) return;
+  #step(step: Step): void {
+    if (this.#over || this.#moved) return;
+    const fail = (error: Error) => this.#end(error instanceof ProtocolError ? error : failure(error.message));
     try {
-      if (step(this.#pipe)) this.#end(undefined);
+      const done = step(this.#pipe);
+      if (done === true) this.#end(undefined);
+      else if (done !== false) {
+        this.#moved = true;
+        this.#watch.pause(); // the pipe's end stays readable
+        done.then(() => this.#end(undefined), fail);
+      }
     } catch (error) {
-      this.#end(error instanceof ProtocolError ? error : failure((error as Error).message));
+      fail(error as Error);
     }
   }
 

@@ -167,7 +167,7 @@ export interface VhostDevice {
   reset(): Promise<void>;
   /**
    * The front end is gone while a call may still be under way: nothing waits for it any more, neither a transfer nor memory that was
-   * to come by postcopy. `destroy` follows.
+   * to come by postcopy. May come twice; `destroy` follows, perhaps after calls that it had made before it went.
    */
   frontEndGone?(): void;
   /** The front end is gone: releases everything; resolves when no lcore can touch its memory. */

@@ -300,7 +300,7 @@ export class VirtioDevice implements VhostDevice {
   }
 
   async transferState(direction: StateDirection, phase: number, fd: number): Promise<void> {
-    this.#state.start(direction, phase, fd, this.#runner.isSuspended);
+    await this.#state.start(direction, phase, fd, this.#runner.isSuspended);
   }
 
   checkState(): Promise<void> {

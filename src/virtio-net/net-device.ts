@@ -34,9 +34,9 @@ export interface NetDeviceOptions extends NetFeatureOptions {
   /** Mbit/s, for the config space; default unknown */
   readonly speed?: number | undefined;
   /** The addresses that the switch has learned on the port, 6 bytes each: part of what migrates. */
-  readonly knownMacs?: (() => readonly Uint8Array[]) | undefined;
-  /** The addresses that the switch which the guest comes from had learned. */
-  readonly onMacs?: ((macs: readonly Uint8Array[]) => void) | undefined;
+  readonly knownMacs?: (() => Promise<readonly Uint8Array[]> | readonly Uint8Array[]) | undefined;
+  /** The addresses that the switch which the guest comes from had learned. The load has ended when the promise resolves. */
+  readonly onMacs?: ((macs: readonly Uint8Array[]) => Promise<void> | void) | undefined;
   /** Opens a userfaultfd; without it postcopy migration is not on offer. */
   readonly createPostcopy?: (() => Postcopy) | undefined;
 }
@@ -112,21 +112,22 @@ class NetModel implements DeviceModel {
     this.#view.setUint16(CONFIG_OFF.mtu, mtu, true);
   }
 
-  save(): Uint8Array {
+  async save(): Promise<Uint8Array> {
+    const macs = (await this.#options.knownMacs?.()) ?? [];
     return encodeNetState({
       mtu: this.#view.getUint16(CONFIG_OFF.mtu, true),
       mac: this.#config.slice(CONFIG_OFF.mac, CONFIG_OFF.mac + MAC_BYTES),
       status: this.#view.getUint16(CONFIG_OFF.status, true),
-      macs: this.#options.knownMacs?.() ?? [],
+      macs,
     });
   }
 
-  load(bytes: Uint8Array): void {
+  async load(bytes: Uint8Array): Promise<void> {
     const { mtu, mac, status, macs } = decodeNetState(bytes);
     if (!isMtu(mtu)) throw new ProtocolError('BAD_STATE', 'CHECK_DEVICE_STATE', `MTU ${mtu} makes no sense`);
     this.#view.setUint16(CONFIG_OFF.mtu, mtu, true);
     this.#config.set(mac, CONFIG_OFF.mac);
     this.#view.setUint16(CONFIG_OFF.status, status, true);
-    this.#options.onMacs?.(macs);
+    await this.#options.onMacs?.(macs);
   }
 }

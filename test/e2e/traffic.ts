@@ -33,10 +33,13 @@ export function frame(dst: string, src: string, n = 0, bytes = 64): Uint8Array {
   return all;
 }
 
+/** What a card must have to exchange frames. */
+export type Exchanger = Pick<VirtioUser, 'send' | 'flush' | 'receive' | 'waitFrame' | 'pairs'>;
+
 /** Sends the frames, a few at a time; every one must arrive, in order and unharmed, and nothing else. */
 export async function assertDelivered(
-  from: VirtioUser,
-  to: VirtioUser,
+  from: Exchanger,
+  to: Exchanger,
   frames: readonly Uint8Array[],
   ms = 10_000,
 ): Promise<void> {

@@ -1,10 +1,12 @@
 /** Framing, and peers that send or read as they should not: none makes another wait. */
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
+import { closeSync } from 'node:fs';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
-import { send } from '../../src/sys/unix-socket.ts';
+import { send, unixPair } from '../../src/sys/unix-socket.ts';
+import { Connection } from '../../src/vhost-user/connection.ts';
 import { FrontEnd } from '../../src/vhost-user/front-end.ts';
 import { altered, GOLDEN, littleEndian64 } from './golden.ts';
 import { bytes, FdBox, openFds, RawServer, TestServer, until } from './harness.ts';
@@ -60,6 +62,36 @@ test('half a message: neither other connections nor closing waits for the rest',
   ]);
   box.close();
   await server.close();
+  assert.equal(openFds(), before);
+});
+
+test('a peer that goes while a message is handled is told at once, and the rest of what it sent comes before its end', async () => {
+  const before = openFds();
+  const [own, theirs] = unixPair();
+  const told: string[] = [];
+  const busy = Promise.withResolvers<void>();
+  const ended = Promise.withResolvers<void>();
+  new Connection(own, {
+    onMessage: async ({ request }) => {
+      told.push(`message ${request}`);
+      if (told.length === 1) await busy.promise;
+    },
+    onPeerGone: () => void told.push('gone'),
+    onClose: (error) => {
+      told.push(`closed ${error}`);
+      ended.resolve();
+    },
+  });
+  send(theirs, bytes(GET_FEATURES + SET_NUM));
+  await until(() => told.length === 1, 'the message');
+  await sleep(5);
+  closeSync(theirs);
+  await until(() => told.length === 2, 'the end');
+  await sleep(5);
+  assert.deepEqual(told, ['message 1', 'gone']);
+  busy.resolve();
+  await ended.promise;
+  assert.deepEqual(told, ['message 1', 'gone', 'message 8', 'closed undefined']);
   assert.equal(openFds(), before);
 });
 

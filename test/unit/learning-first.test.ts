@@ -116,3 +116,13 @@ test('learning first: with --vm2vm 0 devices register and reach nobody', () => {
   assert.deepEqual(on.events, ['registered 0', 'registered 1']);
   assert.deepEqual(guests[1].nonZero('tx_drop_'), { tx_drop_no_uplink: 1 });
 });
+
+test('learning first: a guest that comes here is registered under its first address, if nobody else has that', () => {
+  start(3);
+  switched(0, frame(B, A));
+  on.lcore.learn(1, Buffer.concat([A, B, C]));
+  assert.deepEqual(on.events, ['registered 0', 'registered 1']);
+  const sent = [frame(B, A), frame(C, A)];
+  assert.deepEqual(switched(0, ...sent), [[], [sent[0]], []]);
+  assert.deepEqual(Buffer.from(on.lcore.known(1)), B);
+});

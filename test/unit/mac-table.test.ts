@@ -1,6 +1,14 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { LEARN_KNOWN, LEARN_MOVED, LEARN_NEW, LEARN_REFUSED, MacTable, NOT_FOUND } from '../../src/switch/mac-table.ts';
+import {
+  LEARN_KNOWN,
+  LEARN_MOVED,
+  LEARN_NEW,
+  LEARN_REFUSED,
+  MacTable,
+  macTableBytes,
+  NOT_FOUND,
+} from '../../src/switch/mac-table.ts';
 
 const AGE = 300;
 
@@ -88,4 +96,27 @@ test('MAC table: flushing a port takes all of its addresses and none of another�
   for (let i = 0; i < 500; i++) assert.equal(table.lookup(i, i), i % 3 === 1 ? NOT_FOUND : i % 3, `address ${i}`);
   table.flushPort(1);
   assert.equal(table.size, 333);
+});
+
+test('MAC table: an address that is claimed is a port’s only one, and no other port’s', () => {
+  const table = new MacTable(16, 16, 4, new SharedArrayBuffer(macTableBytes(16, 4)));
+  assert.equal(table.claim(1, 1, 0, 0), LEARN_NEW);
+  assert.equal(table.claim(1, 1, 1, 0), LEARN_REFUSED);
+  assert.equal(table.lookup(1, 1), 0, 'it has not moved');
+  assert.equal(table.claim(2, 2, 0, 0), LEARN_KNOWN);
+  assert.equal(table.lookup(2, 2), NOT_FOUND);
+  assert.equal(table.claim(2, 2, 1, 0), LEARN_NEW);
+});
+
+test('MAC table: it tells the addresses of a port', () => {
+  const table = new MacTable(64, 64, 4);
+  for (let n = 1; n <= 20; n++) table.learn(n * 0x01020304, n, n % 2, 0);
+  table.learn(-2, 0xffff, 2, 0);
+  const pairs = (words: number[]) => Array.from({ length: words.length / 2 }, (_, i) => words.slice(2 * i, 2 * i + 2));
+  assert.deepEqual(
+    pairs(table.addressesOf(1)).sort(([, a], [, b]) => a - b),
+    Array.from({ length: 10 }, (_, i) => [(2 * i + 1) * 0x01020304, 2 * i + 1]),
+  );
+  assert.deepEqual(table.addressesOf(2), [-2, 0xffff]);
+  assert.deepEqual(table.addressesOf(3), []);
 });

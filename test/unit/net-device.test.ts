@@ -148,7 +148,7 @@ test('net device: MTU, config space and known addresses move with the guest', ()
     const known = [MAC, Uint8Array.of(2, 0, 0, 0, 0, 9)];
     const heard: (readonly Uint8Array[])[] = [];
     const source = DeviceBench.net({ mac: MAC, knownMacs: () => known }).device;
-    const target = DeviceBench.net({ onMacs: (macs) => heard.push(macs) }).device;
+    const target = DeviceBench.net({ onMacs: (macs) => void heard.push(macs) }).device;
     await source.setMtu(4000);
     const state = await saved(source);
     assert.equal(
@@ -167,7 +167,7 @@ test('net device: MTU, config space and known addresses move with the guest', ()
 test('net device: a state that makes no sense is refused and changes nothing', () =>
   leakless(async () => {
     const heard: unknown[] = [];
-    const { device } = DeviceBench.net({ onMacs: (macs) => heard.push(macs) });
+    const { device } = DeviceBench.net({ onMacs: (macs) => void heard.push(macs) });
     const good = await saved(device);
     const before = device.getConfig(0, 20);
     const changed = (at: number, ...bytes: number[]) => {
