@@ -23,7 +23,13 @@ export type { ChainLayout, NetHeader } from './port/net-queue.ts';
 export type { Port } from './port/port.ts';
 export type { VhostPort } from './port/vhost-port.ts';
 export { VirtioUser, type VirtioUserOptions } from './port/virtio-user.ts';
-export { PORT_COUNTER_HELP, PORT_SLOTS, type PortCounter } from './stats/counters.ts';
+export {
+  PORT_COUNTER_HELP,
+  PORT_SLOTS,
+  type PortCounter,
+  VRING_COUNTER_HELP,
+  type VringCounter,
+} from './stats/counters.ts';
 export type { SwitchConfig } from './switch/switch-config.ts';
 export { type FieldType, type Layout, layout, packedLayout } from './uapi/layout.ts';
 export { featureMask, hasFeature } from './uapi/virtio.ts';

@@ -32,6 +32,7 @@ export interface SwitchSettings {
   readonly txCsum: boolean;
   readonly tso: boolean;
   readonly iommu: boolean;
+  readonly ringReset: boolean;
   readonly configSpace: boolean;
   readonly postcopy: boolean;
   /** queue pairs a device */
@@ -212,6 +213,13 @@ export const SWITCH = {
     help: 'leave segmentation to who receives; as --mergeable if left out',
   },
   iommu: setting('iommu', '0|1', ON_OFF, '0', "let guests' IOMMUs translate the addresses (ACCESS_PLATFORM)"),
+  ringReset: setting(
+    'ring-reset',
+    '0|1',
+    ON_OFF,
+    '0',
+    'let guests reset queues singly; not for QEMU 7.2, which does not tell',
+  ),
   configSpace: setting(
     'config-space',
     '0|1',
@@ -290,6 +298,7 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
     txCsum,
     tso: givenValue(given, SWITCH.tso) ?? (mergeable && txCsum),
     iommu: valueOrDefault(given, SWITCH.iommu),
+    ringReset: valueOrDefault(given, SWITCH.ringReset),
     configSpace: valueOrDefault(given, SWITCH.configSpace),
     postcopy: valueOrDefault(given, SWITCH.postcopy),
     queues: valueOrDefault(given, SWITCH.queues),

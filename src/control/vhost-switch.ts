@@ -38,6 +38,8 @@ export interface VhostSwitchOptions {
   readonly tso: boolean;
   /** devices take addresses of the guest's IOMMU */
   readonly iommu: boolean;
+  /** let guests reset queues singly; QEMU 7.2 does not tell of that */
+  readonly ringReset: boolean;
   /** let front ends ask for the config space; QEMU warns at each start that it will not */
   readonly configSpace: boolean;
   /** receive guests by postcopy migration: then front ends can write all of this process's memory */
@@ -171,12 +173,24 @@ export class VhostSwitch {
   }
 
   #deviceOptions(id: number): NetDeviceOptions {
-    const { mergeable, txCsum, tso, iommu, configSpace, postcopy, queues } = this.#options;
+    const { mergeable, txCsum, tso, iommu, ringReset, configSpace, postcopy, queues } = this.#options;
     const createPostcopy = postcopy ? () => new UserfaultPostcopy() : undefined;
     const lcores = this.#lcores as LcoreGroup;
     const knownMacs = () => lcores.known(id);
     const onMacs = (macs: readonly Uint8Array[]) => lcores.learn(id, macs);
-    return { id, mergeable, txCsum, tso, iommu, configSpace, pairs: queues, createPostcopy, knownMacs, onMacs };
+    return {
+      id,
+      mergeable,
+      txCsum,
+      tso,
+      iommu,
+      ringReset,
+      configSpace,
+      pairs: queues,
+      createPostcopy,
+      knownMacs,
+      onMacs,
+    };
   }
 
   #onDestroyed(id: number): void {

@@ -24,12 +24,11 @@ export const FRONT_BYTES = 4 * FRONT_WORDS;
 export const HEADER_WORDS = 4;
 export const HEADER_BYTES = 4 * HEADER_WORDS;
 
-/** Words of the tally: packets by size as in TALLY_SIZES, then those to group addresses, broadcast ones, and bytes of all. */
-export const TALLY_SIZES = 8;
-export const TALLY_GROUP = TALLY_SIZES;
-export const TALLY_BROADCAST = TALLY_SIZES + 1;
-export const TALLY_BYTES = TALLY_SIZES + 2;
-export const TALLY_WORDS = TALLY_SIZES + 3;
+/** Words of the tally: packets by class of size, then those to group addresses, broadcast ones, and bytes of all. */
+export const TALLY_GROUP = 8;
+export const TALLY_BROADCAST = 9;
+export const TALLY_BYTES = 10;
+export const TALLY_WORDS = 11;
 
 /** Where the arrays lie in scratch memory, bytes. */
 export const SCRATCH = (() => {

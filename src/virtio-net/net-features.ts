@@ -2,7 +2,7 @@
  * The feature bits that the network device offers.
  * @see VIRTIO 1.2 §5.1.3, §6
  */
-import { featureMask, VIRTIO_F_ACCESS_PLATFORM } from '../uapi/virtio.ts';
+import { featureMask, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_RESET } from '../uapi/virtio.ts';
 import {
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_GSO,
@@ -38,6 +38,8 @@ export interface NetFeatureOptions {
   readonly tso: boolean;
   /** addresses may be those of the guest's IOMMU */
   readonly iommu: boolean;
+  /** queues may be reset singly; default false, since QEMU 7.2 does not tell of that */
+  readonly ringReset?: boolean | undefined;
   /** the config space says the device's address */
   readonly mac?: Uint8Array | undefined;
 }
@@ -59,11 +61,20 @@ const SEGMENTATION = featureMask(
   VIRTIO_NET_F_GUEST_USO6,
 );
 
-export function offeredNetFeatures({ mergeable, pairs, txCsum, tso, iommu, mac }: NetFeatureOptions): bigint {
+export function offeredNetFeatures({
+  mergeable,
+  pairs,
+  txCsum,
+  tso,
+  iommu,
+  ringReset = false,
+  mac,
+}: NetFeatureOptions): bigint {
   const sets: [bigint, boolean][] = [
     [featureMask(VIRTIO_NET_F_MRG_RXBUF), mergeable],
     [featureMask(VIRTIO_NET_F_MQ), pairs > 1],
     [featureMask(VIRTIO_F_ACCESS_PLATFORM), iommu],
+    [featureMask(VIRTIO_F_RING_RESET), ringReset],
     [featureMask(VIRTIO_NET_F_MAC), mac !== undefined],
     [CHECKSUM, txCsum || tso],
     [SEGMENTATION, tso],

@@ -19,7 +19,6 @@ import {
   TALLY_BROADCAST,
   TALLY_BYTES,
   TALLY_GROUP,
-  TALLY_SIZES,
 } from './burst.ts';
 import { acceptsOf, maySendOf, NEEDS_MALFORMED, needsOf } from './offload.ts';
 
@@ -85,7 +84,7 @@ export class NetVring {
   count(tally: Int32Array): void {
     const { counters } = this;
     let packets = 0;
-    for (let size = 0; size < TALLY_SIZES; size++) {
+    for (let size = 0; size < TALLY_GROUP; size++) {
       const n = tally[size];
       if (n === 0) continue;
       counters[size] += n;
@@ -107,5 +106,5 @@ export class NetVring {
   }
 }
 
-if (VRING_SLOTS.undersize_packets !== 0 || VRING_SLOTS.size_1519_max_packets !== TALLY_SIZES - 1)
+if (VRING_SLOTS.undersize_packets !== 0 || VRING_SLOTS.size_1519_max_packets !== TALLY_GROUP - 1)
   throw new RangeError('the tally counts on the order of these counters');

@@ -138,5 +138,4 @@ export const FEATURE = {
   version1: 32,
   accessPlatform: 33,
   packed: 34,
-  ringReset: 40,
 } as const;

@@ -18,7 +18,15 @@ async function startSwitch(path: string, lcores: number): Promise<VhostSwitch> {
   const fail = (what: string) => assert.fail(what);
   return VhostSwitch.start({
     ...{ sockets: [path], socketMode: 0o600, queues: 128, poll: 'adaptive' },
-    ...{ mergeable: false, txCsum: false, tso: false, iommu: false, configSpace: false, postcopy: false },
+    ...{
+      mergeable: false,
+      txCsum: false,
+      tso: false,
+      iommu: false,
+      ringReset: false,
+      configSpace: false,
+      postcopy: false,
+    },
     lcores: Array.from({ length: lcores }, (_, lcore) => ({ lcore, cpus: [] })),
     config: { learning: 'dynamic', vm2vm: 1, macAgeing: 300, macTableSize: 1024, macLimit: 512, maxPorts: 16 },
     log: (level, text) => level === 'error' && fail(text),
