@@ -86,7 +86,9 @@ export type PortCounter = keyof typeof PORT_COUNTERS;
 export const PORT_COUNTER_HELP: Readonly<Record<PortCounter, string>> = PORT_COUNTERS;
 /** Where each counter is in a port's `counters`. */
 export const PORT_SLOTS = slots(PORT_COUNTERS);
+/** The name of a vring's counter. */
 export type VringCounter = keyof typeof VRING_COUNTERS;
+/** What each of a vring's counters counts. */
 export const VRING_COUNTER_HELP: Readonly<Record<VringCounter, string>> = VRING_COUNTERS;
 export const VRING_SLOTS = slots(VRING_COUNTERS);
 export const LCORE_SLOTS = slots(LCORE_COUNTERS);
