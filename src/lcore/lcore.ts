@@ -79,15 +79,17 @@ export class Lcore {
     return n;
   }
 
-  /** Tells the time, seconds; ages the MAC table. To be called about once a second. */
+  /** Tells the time, seconds; ages the MAC table, and asks again for translations that have not come. To be called about once a second. */
   tick(now: number): void {
     this.#now = now;
     const { learning, macAgeing } = this.#config;
     if (learning === 'dynamic' && macAgeing > 0) this.#classifier.table.age(now, macAgeing);
+    for (const port of this.#table.ports) port?.askAgain();
   }
 
   /** Asks the guests to kick from now on. @returns false if frames have come meanwhile: then it is no time to sleep */
   prepareSleep(): boolean {
+    for (const port of this.#table.ports) port?.lookAhead();
     for (const { port, queue } of this.#table.polled) {
       const ring = port.txRing(queue);
       if (ring === undefined) continue;

@@ -14,7 +14,7 @@ import { RingStage } from '../virtio-net/ring-stage.ts';
 export interface RingEvents {
   /** A ring has been stopped for a fault (virtqueue/fault.ts): told once. */
   onFault(port: number, vring: number, fault: number): void;
-  /** A ring waits for the translation of an I/O virtual address. */
+  /** A ring lacks the translation of an I/O virtual address. */
   onMiss(port: number, vring: number, iova: number, write: boolean): void;
 }
 

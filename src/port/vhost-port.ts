@@ -27,9 +27,9 @@ import { SplitRing } from '../virtqueue/split-ring.ts';
 import type { Vring } from '../virtqueue/vring.ts';
 import { flowHash } from './flow-hash.ts';
 import type { Port } from './port.ts';
+import { Looked, TranslationAhead } from './translation-ahead.ts';
 
 const FAULT_SLOTS = FAULTS.map(({ name }) => PORT_SLOTS[`ring_fault_${name}` as keyof typeof PORT_SLOTS]);
-const TWO_32 = 2 ** 32;
 
 /** What the ports of one lcore share. */
 export interface PortTools {
@@ -41,7 +41,7 @@ export interface PortTools {
   readonly caller: Caller;
   /** Told once when a ring has been stopped for `fault`. */
   onFault(port: number, vring: number, fault: number): void;
-  /** Told when a ring waits for the translation of an I/O virtual address. */
+  /** Told of the translation of an I/O virtual address that a ring lacks. */
   onMiss(port: number, vring: number, iova: number, write: boolean): void;
 }
 
@@ -51,6 +51,7 @@ interface StartedVring {
   readonly net: NetVring;
   readonly errFd: number;
   enabled: boolean;
+  readonly looked: Looked;
 }
 
 /** The port of a vhost-user device. Its memory and vrings are set by who makes it. */
@@ -60,6 +61,8 @@ export class VhostPort implements Port {
   readonly #tools: PortTools;
   #map: AddressMap | undefined;
   #log: DirtyLog | undefined;
+  /** while addresses are translated */
+  #ahead: TranslationAhead | undefined;
   /** by number */
   readonly #vrings: (StartedVring | undefined)[] = [];
   /** those that frames to the guest may be put into now: started, enabled, not at fault */
@@ -95,11 +98,40 @@ export class VhostPort implements Port {
   setMemory({ chunks, iotlb, log }: DeviceMemory | PackedMemory): void {
     this.#map = new AddressMap(chunks, iotlb);
     this.#log = log && new DirtyLog(log, this.#tools.windows);
+    if (iotlb) this.#ahead ??= new TranslationAhead((vring, ...miss) => this.#tools.onMiss(this.id, vring, ...miss));
+    else this.#ahead = undefined;
+    this.#ahead?.setMap(this.#map);
     for (const vring of this.#vrings) {
       if (vring === undefined) continue;
       vring.net.ring.map = this.#map;
       vring.net.waiting = false;
       this.#setLog(vring.net.ring);
+    }
+    this.#lookAnew();
+  }
+
+  /** Time has passed: asks once more for the translations that have not come. */
+  askAgain(): void {
+    if (this.#ahead === undefined) return;
+    this.#ahead.forget();
+    for (const vring of this.#tx) if (vring !== undefined) vring.net.waiting = false;
+    this.#lookAnew();
+  }
+
+  /** Asks for the translations that receive buffers lack, also of those that have been looked at. */
+  #lookAnew(): void {
+    if (this.#ahead === undefined) return;
+    for (const vring of this.#vrings) if (vring !== undefined) vring.looked.slots = 0;
+    this.lookAhead();
+  }
+
+  /** Asks for the translations that receive buffers lack which have been posted meanwhile. */
+  lookAhead(): void {
+    if (this.#ahead === undefined) return;
+    for (const rx of this.#rx) {
+      rx.net.ring.enter();
+      this.#ahead.look(rx.index, rx.net, rx.looked, true);
+      rx.net.ring.leave();
     }
   }
 
@@ -123,10 +155,12 @@ export class VhostPort implements Port {
     const Ring = config.format === 'packed' ? PackedRing : SplitRing;
     const ring = new Ring(config, this.#map as AddressMap, windows, caller, state);
     this.#setLog(ring);
-    const started = { index, net: new NetVring(ring, features, counters), errFd, enabled };
+    const started = { index, net: new NetVring(ring, features, counters), errFd, enabled, looked: new Looked() };
     const fault = ring.start();
     this.#set(index, started);
     if (fault !== FAULT_NONE) this.#stopFaulty(started);
+    this.#ahead?.forget();
+    this.#lookAnew();
   }
 
   /** Stops a vring. @returns where it stands, or undefined if it was not started. */
@@ -152,6 +186,7 @@ export class VhostPort implements Port {
     const started = this.#vrings[index];
     if (started !== undefined) started.enabled = enabled;
     this.#choose();
+    this.lookAhead();
   }
 
   /** Replaces a started vring's call eventfd. */
@@ -184,7 +219,10 @@ export class VhostPort implements Port {
       if (!tx.enabled) this.#throwAway(queue, n);
     }
     if (net.ring.fault !== FAULT_NONE) this.#stopFaulty(tx);
-    if (net.waiting) this.#tellMiss(tx);
+    if (net.waiting && this.#ahead !== undefined) {
+      tx.looked.slots = 0;
+      this.#ahead.look(tx.index, net, tx.looked, false);
+    }
     return burst.count;
   }
 
@@ -229,10 +267,6 @@ export class VhostPort implements Port {
     const { counters } = this;
     const { enqueuer } = this.#tools;
     const { net } = rx;
-    if (net.waiting) {
-      counters[PORT_SLOTS.rx_drop_iotlb_miss] += to - from;
-      return 0;
-    }
     net.ring.enter();
     if (net.ring.fault !== FAULT_NONE) {
       // another lcore has found that, and told it
@@ -242,6 +276,7 @@ export class VhostPort implements Port {
       return 0;
     }
     const delivered = enqueuer.enqueue(net, list, from, to);
+    if (this.#ahead !== undefined) this.#ahead.look(rx.index, net, rx.looked, true);
     net.ring.leave();
     counters[PORT_SLOTS.rx_packets] += net.packets;
     counters[PORT_SLOTS.rx_bytes] += net.bytes;
@@ -252,7 +287,6 @@ export class VhostPort implements Port {
       counters[PORT_SLOTS.rx_drop_bad_offload] += enqueuer.drops[DROP_BAD_OFFLOAD];
       counters[PORT_SLOTS.rx_drop_iotlb_miss] += enqueuer.drops[DROP_MISS];
       if (net.ring.fault !== FAULT_NONE) this.#stopFaulty(rx);
-      else if (enqueuer.drops[DROP_MISS] > 0) this.#tellMiss(rx);
     }
     this.#countCalls(net);
     return delivered;
@@ -275,13 +309,6 @@ export class VhostPort implements Port {
     ring.calls = 0;
     ring.callsSuppressed = 0;
     ring.callsFailed = 0;
-  }
-
-  #tellMiss({ index, net }: StartedVring): void {
-    const { ring, counters } = net;
-    net.waiting = true;
-    counters[VRING_SLOTS.iotlb_misses]++;
-    this.#tools.onMiss(this.id, index, (ring.missHi >>> 0) * TWO_32 + (ring.missLo >>> 0), ring.missWrite);
   }
 
   #stopFaulty({ index, net, errFd }: StartedVring): void {

@@ -62,7 +62,7 @@ const VRING_COUNTERS = {
   guest_notifications: 'notifications sent to the guest',
   guest_notifications_suppressed: 'notifications that the guest did not want',
   guest_notifications_error: 'notifications that its eventfd did not take',
-  iotlb_misses: 'times the ring waited for a translation',
+  iotlb_misses: 'translations that the ring lacked and asked for',
 } as const;
 
 /** An lcore's counters. */

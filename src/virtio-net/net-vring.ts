@@ -39,7 +39,7 @@ export class NetVring {
   readonly #maySend: number;
   /** a block of VRING_SLOTS */
   readonly counters: Float64Array;
-  /** the ring waits for a translation, until its memory changes */
+  /** TX: the ring waits for a translation, until its memory changes */
   waiting = false;
   /** packets and bytes of the last burst that was counted */
   packets = 0;

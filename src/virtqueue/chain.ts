@@ -44,9 +44,15 @@ export function chainFault(ring: Vring, code: number): number {
   return CHAIN_FAULT;
 }
 
-/** What an address without memory comes to. */
+/** Pages of an IOMMU are of this size at least. */
+const PAGE = 4096;
+
+const pageLeft = (lo: number) => PAGE - (lo & (PAGE - 1));
+
+/** What an address without memory comes to: 0 if the walk is to go on behind that page. */
 function noMemory(ring: Vring, lo: number, hi: number, write: boolean): number {
   if (!ring.map.iotlb) return chainFault(ring, FAULT_ADDRESS);
+  if (ring.misses?.add(lo, hi, write) === true) return 0;
   ring.missLo = lo;
   ring.missHi = hi;
   ring.missWrite = write;
@@ -62,7 +68,7 @@ function inOrder(out: SegmentList, write: boolean): boolean {
 
 /**
  * Appends the memory of one descriptor, in as many pieces as it lies in. @param flags its flags
- * @returns its bytes, CHAIN_FULL, CHAIN_FAULT or CHAIN_MISS
+ * @returns its bytes, those included that are only listed in `ring.misses`; CHAIN_FULL, CHAIN_FAULT or CHAIN_MISS
  */
 export function appendBuffer(
   ring: Vring,
@@ -82,12 +88,17 @@ export function appendBuffer(
   let left = len;
   while (left > 0) {
     let part = left;
-    if (!map.select(lo, hi, left, write)) {
-      if (!map.select(lo, hi, 1, write)) return noMemory(ring, lo, hi, write);
-      part = map.left(lo);
+    let there = map.select(lo, hi, left, write);
+    if (!there) {
+      there = map.select(lo, hi, 1, write);
+      const status = there ? 0 : noMemory(ring, lo, hi, write);
+      if (status < 0) return status;
+      part = there ? map.left(lo) : Math.min(left, pageLeft(lo));
     }
-    if (out.count === MAX_SEGMENTS) return CHAIN_FULL;
-    out.push(map.window, map.offset(lo), part);
+    if (there) {
+      if (out.count === MAX_SEGMENTS) return CHAIN_FULL;
+      out.push(map.window, map.offset(lo), part);
+    }
     const end = (lo >>> 0) + part;
     lo = end | 0;
     if (end >= 2 ** 32) hi = (hi + 1) | 0;
@@ -152,15 +163,23 @@ const gathered = new DataView(new ArrayBuffer(MAX_GATHERED));
 function gatherTable(ring: Vring, lo: number, hi: number, len: number): number {
   const { map } = ring;
   if (len > MAX_GATHERED) return chainFault(ring, FAULT_INDIRECT);
+  if (ring.misses?.mayCopy(len) === false) return CHAIN_FULL;
+  let whole = true;
   for (let done = 0; done < len; ) {
     const from = (lo >>> 0) + done;
     const fromHi = from >= 2 ** 32 ? (hi + 1) | 0 : hi;
-    if (!map.select(from | 0, fromHi, 1, false)) return noMemory(ring, from | 0, fromHi, false);
+    if (!map.select(from | 0, fromHi, 1, false)) {
+      const status = noMemory(ring, from | 0, fromHi, false);
+      if (status < 0) return status;
+      whole = false;
+      done += pageLeft(from | 0);
+      continue;
+    }
     const part = Math.min(len - done, map.left(from | 0));
     const { u8 } = ring.windows[map.window];
     const off = map.offset(from | 0);
     for (let i = 0; i < part; i++) gathered.setUint8(done + i, u8[off + i]);
     done += part;
   }
-  return 0;
+  return whole ? 0 : CHAIN_MISS;
 }

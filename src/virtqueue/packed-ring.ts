@@ -188,6 +188,7 @@ export class PackedRing extends Vring {
       const indirect = (flags & VRING_DESC_F_INDIRECT) !== 0;
       // §2.8.19: an indirect descriptor is a chain of its own
       if (indirect && (steps > 1 || (flags & VRING_DESC_F_NEXT) !== 0)) return chainFault(this, FAULT_INDIRECT);
+      this.chainSlots = steps;
       const bytes = indirect
         ? appendIndirect(this, lo, hi, len, false, direction, out)
         : appendBuffer(this, lo, hi, len, flags, direction, out);
@@ -196,7 +197,6 @@ export class PackedRing extends Vring {
       if (total > MAX_CHAIN_BYTES) return chainFault(this, FAULT_ADDRESS);
       if ((flags & VRING_DESC_F_NEXT) !== 0) continue;
       this.chainId = idFlags & 0xffff;
-      this.chainSlots = steps;
       return total;
     }
   }

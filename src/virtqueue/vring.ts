@@ -12,6 +12,7 @@ import type { WindowViews } from '../mem/window.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import { acquire, release } from '../sys/lock.ts';
 import { FAULT_INFLIGHT, FAULT_NONE } from './fault.ts';
+import type { Misses } from './misses.ts';
 import type { RingConfig } from './ring-config.ts';
 import { RingRecords, recordsWords } from './ring-records.ts';
 import type { SegmentList } from './segments.ts';
@@ -61,6 +62,8 @@ export abstract class Vring {
   missLo = 0;
   missHi = 0;
   missWrite = false;
+  /** while it is set, `chainAt` lists here every translation that it finds missing, and goes on without what lies there */
+  misses: Misses | undefined;
   /** notifications sent, those that were not wanted, and those the call eventfd did not take */
   calls = 0;
   callsSuppressed = 0;
