@@ -215,7 +215,8 @@ function measure(ports: readonly StaticPort[]) {
   const directions = senders.map((_, i) => {
     const sent = after[i].sent - before[i].sent;
     const received = after[next(i)].received - before[next(i)].received;
-    if (received === 0) throw new Error(`no frame of port ${i} arrived in ${seconds.toFixed(1)} s`);
+    if (received === 0)
+      throw new Error(`no frame of port ${i} arrived in ${seconds.toFixed(1)} s: the switch stalls, or got no CPU`);
     const mpps = received / seconds / 1e6;
     return {
       from: i,

@@ -23,8 +23,8 @@ const GENERATOR_EXTRA_MS = 30_000;
 /** More preemptions a second: something else had the generator's core. */
 const DISTURBED_PER_SECOND = 100;
 
-/** Fewer looks of the generator in vain: it has hardly waited for the switch. */
-const LIMITED_PERCENT = 10;
+/** Fewer looks of the generator in vain: it has hardly waited for the switch, for a look costs far less than a burst. */
+const LIMITED_PERCENT = 50;
 
 export const OWN = 'ours';
 export const PEERS: Record<string, { needs?: Peer; make: (options: BenchPeerOptions) => BenchPeer }> = {
