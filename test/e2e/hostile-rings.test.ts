@@ -37,6 +37,9 @@ describe('rings and eventfds that are hostile', { timeout: 180_000 }, () => {
 
   const fed = <T>(mac: string, use: () => Promise<T>) => whileFed(running.socket, mac, use);
 
+  /** Those that a ring alone can have: `inflight` is one of the records beside it, in `test/unit/inflight-rings.test.ts`. */
+  const faults = FAULTS.slice(1).filter(({ name }) => name !== 'inflight');
+
   /** Puts a malformed chain, or index, into an empty ring; `way` is WRITE for a ring that the switch writes to. */
   type Poison = (ring: DrivenRing, way: number) => void;
   const describe0 = (ring: DrivenRing, i: number, addr: number, len: number, flags: number, next = 0) =>
@@ -64,12 +67,12 @@ describe('rings and eventfds that are hostile', { timeout: 180_000 }, () => {
   test('every fault of a ring has a guest that commits it', () => {
     assert.deepEqual(
       Object.keys(poisons),
-      FAULTS.slice(1).map(({ name }) => name),
+      faults.map(({ name }) => name),
     );
   });
 
   for (const [vring, kind] of ['receive', 'transmit'].entries()) {
-    for (const { name, text } of FAULTS.slice(1)) {
+    for (const { name, text } of faults) {
       if (vring === 0 && name === 'no_header') continue; // a receive buffer that short is too small for a frame: no fault
       test(`a ${kind} ring with the fault ${name} is stopped and named, and nothing else is`, async () => {
         const mark = running.mark;
