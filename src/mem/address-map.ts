@@ -115,9 +115,10 @@ export class AddressMap {
     this.hi = Math.floor(guestAddr / TWO_32) | 0;
     this.lo = (guestAddr % TWO_32) | 0;
     // Not past the half's end: there lo − this.lo would begin anew, and a low address would seem to lie in a chunk that goes on there.
-    this.reach = Math.min(chunks[at + REACH], TWO_32 - (guestAddr % TWO_32));
-    this.window = chunks[at + WINDOW];
-    this.base = chunks[at + OFF];
+    // All are below 2³¹: kept as small integers, so that nobody who reads them allocates a number.
+    this.reach = Math.min(chunks[at + REACH], TWO_32 - (guestAddr % TWO_32)) | 0;
+    this.window = chunks[at + WINDOW] | 0;
+    this.base = chunks[at + OFF] | 0;
     this.#readOnly = chunks[at + WRITABLE] === 0;
   }
 }

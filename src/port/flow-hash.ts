@@ -24,7 +24,7 @@ const FRAGMENT_MASK = 0x3fff;
 const LOOK_BYTES = ETHERNET + MAX_TAGS * VLAN_TAG + 60 + 4;
 const gathered = new DataView(new ArrayBuffer(LOOK_BYTES));
 
-/** Packet `i`'s flow as a number from 0 to 2³² − 1. By addresses and ports of IP; by MAC addresses of other packets. */
+/** Packet `i`'s flow as a number from 0 to 2³¹ − 1, which V8 need not allocate. By addresses and ports of IP; by MAC addresses of other packets. */
 export function flowHash(burst: Burst, i: number, windows: readonly WindowViews[]): number {
   const { segments, first, len, front } = burst;
   const segment = first[i];
@@ -76,7 +76,7 @@ function ports(dv: DataView, off: number, at: number, end: number, proto: number
 function mix(hash: number): number {
   let h = Math.imul(hash ^ (hash >>> 16), 0x85ebca6b);
   h = Math.imul(h ^ (h >>> 13), 0xc2b2ae35);
-  return (h ^ (h >>> 16)) >>> 0;
+  return (h ^ (h >>> 16)) >>> 1;
 }
 
 /** Copies the packet's first `end` bytes together. */
