@@ -11,8 +11,8 @@ import { FAULT_NONE } from '../virtqueue/fault.ts';
 import { MAX_MISSES, Misses } from '../virtqueue/misses.ts';
 import { SegmentList } from '../virtqueue/segments.ts';
 
-/** Slots looked ahead: two full bursts. */
-const AHEAD = 64;
+/** Slots looked ahead. Front ends answer one by one: many questions for receive buffers make a transmit ring wait behind them. */
+const AHEAD = 16;
 /** Questions remembered; one that is forgotten is asked again, and the main thread knows. */
 const ASKED = 1024;
 const NONE = -1;

@@ -105,6 +105,9 @@ export function qemuArguments(options: QemuGuestOptions, places: QemuPlaces): st
     ...['-qmp', `unix:${places.path('qmp')},server=on,wait=off`],
     // before the devices behind it
     ...(iommu ? ['-device', 'intel-iommu,intremap=off,device-iotlb=on'] : []),
+    // On the root bus a device has no ATS, whatever it is told: QEMU then says of some translations only that they are gone, when
+    // the guest flushes lazily.
+    ...(iommu ? ['-device', 'pcie-root-port,id=port0,chassis=1'] : []),
     ...networkArguments(options),
     ...peerDevice('vhost-user-blk-pci', 'blk0', options.blk),
     ...peerDevice('vhost-user-rng-pci', 'rng0', options.rng),
@@ -135,7 +138,7 @@ function networkArguments(options: QemuGuestOptions): string[] {
   if (options.legacy) device.push('disable-modern=on', 'disable-legacy=off');
   if (options.mergeable === false) device.push('mrg_rxbuf=off');
   if (options.offloads === false) device.push(...OFFLOADS.map((offload) => `${offload}=off`));
-  if (options.iommu) device.push('disable-legacy=on', 'iommu_platform=on', 'ats=on');
+  if (options.iommu) device.push('disable-legacy=on', 'iommu_platform=on', 'ats=on', 'bus=port0');
   if (options.rxQueueSize !== undefined) device.push(`rx_queue_size=${options.rxQueueSize}`);
   if (options.txQueueSize !== undefined) device.push(`tx_queue_size=${options.txQueueSize}`);
   device.push(...(options.device ?? []));
