@@ -77,7 +77,7 @@ export class BackEnd {
     else {
       const paths = this.sockets.flatMap((socket) => ['--socket-file', socket]);
       const line = [...paths, ...switchOptions(wants)];
-      const up = wants.client ? /connecting to / : /listening on /;
+      const up = wants.client ? /waiting for a front end that listens/ : /listening on /;
       this.#running = await SwitchProcess.start(line, { dir: this.#dir, wholeLine: true, up });
     }
   }
