@@ -13,6 +13,8 @@
  * Each thread has a log of its own over the same bitmap.
  * @see vhost-user "Migration", "Log description"
  */
+
+import { NO_FD } from '../sys/eventfd.ts';
 import type { GuestPiece, Place } from './guest-memory.ts';
 import { WINDOW_BYTES, type WindowViews } from './window.ts';
 
@@ -25,7 +27,6 @@ const BYTE_SPAN = 8 * VHOST_LOG_PAGE;
 /** Bytes of the bitmap that are held back; a power of two. A burst into random pages touches as many as it has packets. */
 const SLOTS = 64;
 const FREE = -1;
-const NO_FD = -1;
 
 /** The dirty log as the front end has given it: one bit a page of 4096 bytes of guest physical memory. */
 export interface DirtyLogPlace extends Place {

@@ -32,6 +32,9 @@ const c = {
 const one = new BigUint64Array([1n]);
 const counter = new BigUint64Array(1);
 
+/** In place of an eventfd that a front end does not pass: the ring is polled, or the event is not wanted. */
+export const NO_FD = -1;
+
 /** A non-blocking, close-on-exec eventfd. The caller owns it. */
 export function createEventfd(): number {
   return check(c.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), 'eventfd');

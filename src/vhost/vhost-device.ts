@@ -8,6 +8,7 @@
  * Addresses are number, below 2⁵³; a vring index is below `maxVrings`, which the transport has checked.
  */
 import type { MemoryRegion } from '../mem/guest-memory.ts';
+import { NO_FD } from '../sys/eventfd.ts';
 
 export type { MemoryRegion };
 
@@ -22,8 +23,7 @@ export interface VringAddresses {
   readonly logAddr: number;
 }
 
-/** `fd` when the front end passes none: the ring is polled, or the event is not wanted. */
-export const NO_FD = -1;
+export { NO_FD };
 
 /** A piece of a file that the front end or the device shares: dirty log, inflight records. Who gets it owns the fd. */
 export interface SharedArea {

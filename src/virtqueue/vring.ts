@@ -9,15 +9,13 @@
 import type { AddressMap } from '../mem/address-map.ts';
 import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
-import type { Caller } from '../sys/eventfd.ts';
+import { type Caller, NO_FD } from '../sys/eventfd.ts';
 import { acquire, release } from '../sys/lock.ts';
 import { FAULT_INFLIGHT, FAULT_NONE } from './fault.ts';
 import type { Misses } from './misses.ts';
 import type { RingConfig } from './ring-config.ts';
 import { RingRecords, recordsWords } from './ring-records.ts';
 import type { SegmentList } from './segments.ts';
-
-const NO_FD = -1;
 
 /** Words of what the lcores share of a ring that several of them use. */
 const STATE_LOCK = 0;
