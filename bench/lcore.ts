@@ -99,7 +99,6 @@ function guest(id: number): StaticPort {
       format: driver.format,
       num,
       base: driver.vringBase,
-      inOrder: driver.inOrder,
       desc: at(descOff),
       avail: at(availOff),
       used: at(usedOff),

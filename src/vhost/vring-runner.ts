@@ -7,7 +7,6 @@ import type { Place } from '../mem/guest-memory.ts';
 import { VHOST_VRING_F_LOG } from '../uapi/vhost-user.ts';
 import {
   hasFeature,
-  VIRTIO_F_IN_ORDER,
   VIRTIO_F_RING_PACKED,
   VIRTIO_RING_F_EVENT_IDX,
   VIRTIO_RING_F_INDIRECT_DESC,
@@ -245,7 +244,6 @@ export class VringRunner {
         base: vring.baseOf(this.format),
         eventIdx: hasFeature(this.#features, VIRTIO_RING_F_EVENT_IDX),
         indirect: hasFeature(this.#features, VIRTIO_RING_F_INDIRECT_DESC),
-        inOrder: hasFeature(this.#features, VIRTIO_F_IN_ORDER),
         kickFd: vring.kick.fd,
         callFd: vring.call.fd,
         inflight,

@@ -23,8 +23,6 @@ export interface RingConfig {
   readonly base: number;
   readonly eventIdx: boolean;
   readonly indirect: boolean;
-  /** IN_ORDER was negotiated: buffers are used in the order in which they were made available */
-  readonly inOrder: boolean;
   /** eventfds, or NO_FD; they stay the device's */
   readonly kickFd: number;
   readonly callFd: number;

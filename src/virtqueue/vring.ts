@@ -40,7 +40,6 @@ export abstract class Vring {
   readonly windows: readonly WindowViews[];
   readonly eventIdx: boolean;
   readonly indirect: boolean;
-  readonly inOrder: boolean;
   readonly kickFd: number;
   callFd: number;
   /** where writes to guest memory are recorded, while the guest is being migrated; set once the ring has been made */
@@ -85,7 +84,6 @@ export abstract class Vring {
     this.windows = windows;
     this.eventIdx = config.eventIdx;
     this.indirect = config.indirect;
-    this.inOrder = config.inOrder;
     this.kickFd = config.kickFd;
     this.callFd = config.callFd;
     this.#caller = caller;

@@ -146,7 +146,7 @@ export class NaiveDriver {
   /** With IN_ORDER descriptors are taken one after the other (§2.7.5, §2.8.9). */
   #takeDescriptors(n: number): number[] {
     const free = this.#freeDescriptors;
-    if (this.ring.config.inOrder) return free.splice(0, n);
+    if (this.ring.inOrder) return free.splice(0, n);
     return Array.from({ length: n }, () => free.splice(this.dice.int(0, free.length - 1), 1)[0]);
   }
 

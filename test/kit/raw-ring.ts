@@ -23,6 +23,8 @@ export type RingOptions = Partial<Omit<RingConfig, 'num' | 'desc' | 'avail' | 'u
   readonly start?: number;
   readonly headerLen?: 10 | 12;
   readonly mergeable?: boolean;
+  /** the driver keeps its descriptors in order, as with IN_ORDER; the device always does */
+  readonly inOrder?: boolean;
   /** memory for the ring, where it does not lie with its buffers; and for driver and device area, where they do not lie with it */
   readonly ringRam?: Ram | undefined;
   readonly areas?: Ram | undefined;
@@ -45,6 +47,7 @@ export abstract class RawRing {
   /** what the driver has accepted, as far as it says how packets look */
   readonly features: bigint;
   readonly headerLen: 10 | 12;
+  readonly inOrder: boolean;
   protected readonly parts: RingParts;
   /** chains offered, modulo 2¹⁶, counted on from the start */
   availIdx: number;
@@ -54,7 +57,15 @@ export abstract class RawRing {
     num: number,
     parts: RingParts,
     base: number,
-    { start = 0, headerLen = 12, mergeable = false, ringRam = ram, areas = ringRam, ...more }: RingOptions,
+    {
+      start = 0,
+      headerLen = 12,
+      mergeable = false,
+      inOrder = false,
+      ringRam = ram,
+      areas = ringRam,
+      ...more
+    }: RingOptions,
   ) {
     this.ram = ram;
     this.ringRam = ringRam;
@@ -62,6 +73,7 @@ export abstract class RawRing {
     this.num = num;
     this.parts = parts;
     this.availIdx = start;
+    this.inOrder = inOrder;
     this.headerLen = mergeable ? 12 : headerLen;
     this.features =
       (headerLen === 12 ? featureMask(VIRTIO_F_VERSION_1) : 0n) |
@@ -72,7 +84,7 @@ export abstract class RawRing {
       desc: ringRam.place(parts.desc),
       avail: areas.place(parts.avail),
       used: areas.place(parts.used),
-      ...{ base, eventIdx: false, indirect: true, inOrder: false, kickFd: NO_FD, callFd: NO_FD },
+      ...{ base, eventIdx: false, indirect: true, kickFd: NO_FD, callFd: NO_FD },
       ...more,
     };
   }

@@ -129,7 +129,6 @@ export class RecordedGuests implements MortalDriver {
       base: driver.vringBase,
       eventIdx: false,
       indirect: true,
-      inOrder,
       kickFd: NO_FD,
       callFd: NO_FD,
       inflight: { ...inWindow(this.ram.alloc(inflightQueueBytes(format, regionNum), 64).off), num: regionNum },

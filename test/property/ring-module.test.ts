@@ -131,7 +131,6 @@ function makeNet(format: Format, window: WindowViews, spec: RingSpec, write: num
     format,
     num,
     base: ((position << 16) | position) >>> 0,
-    inOrder: false,
     desc: place(DESC_OFF),
     avail: place(AVAIL_OFF),
     used: place(USED_OFF),

@@ -66,7 +66,7 @@ class Bench {
         avail: placeOf(layout.availOff),
         used: placeOf(layout.usedOff),
         base,
-        ...{ eventIdx: false, indirect: true, inOrder: false, kickFd, callFd: this.call },
+        ...{ eventIdx: false, indirect: true, kickFd, callFd: this.call },
       },
       features: 0n,
       enabled,

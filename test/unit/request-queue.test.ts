@@ -44,7 +44,6 @@ class Bench {
       base: options.packed ? 0x8000_8000 : 0,
       eventIdx: options.eventIdx ?? false,
       indirect,
-      inOrder: options.inOrder ?? false,
       kickFd: NO_FD,
       callFd: NO_FD,
       inflight: records && { ...this.ram.place(records), num: size },
