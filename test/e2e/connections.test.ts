@@ -111,7 +111,6 @@ describe('connections', { timeout: 120_000 }, () => {
       await third.close();
       await running.line(/^DATA: \(2\) Device has been removed$/, mark);
       const heir = await connectGuest({ path: running.socket, mac: macOf(4) });
-      await assertDelivered(heir, others.cards[0], []);
       heir.send(frame(macOf(5), heir.mac));
       heir.flush();
       await running.line(/^DATA: \(2\) MAC_ADDRESS 52:54:00:00:00:04 and VLAN_TAG 1002 registered$/, mark);
@@ -141,7 +140,6 @@ describe('connections', { timeout: 120_000 }, () => {
         await others.exchangesMore();
         limit(4096);
         const late = await connectGuest({ path: running.socket, mac: macOf(1), deadlineMs: 5000 });
-        await assertDelivered(late, others.cards[0], []);
         await late.close();
         await running.until('its descriptors to be closed', () => running.openFds === before);
       }

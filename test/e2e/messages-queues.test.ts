@@ -56,6 +56,12 @@ describe('queues', { timeout: 60_000 }, () => {
     return card;
   }
 
+  /** Makes the switch learn a card's address: whatever another lcore sends it afterwards, it gets. */
+  async function known(card: VirtioUser): Promise<void> {
+    assert.ok(card.send(frame(BROADCAST, card.mac)));
+    await card.waitSent(5000);
+  }
+
   /** The good packets and bytes of a device's vrings, those that receive (0) or those that transmit (1). */
   const counted = (device: number, which: 0 | 1) => {
     const info = (running as VhostSwitch).devices.find(({ id }) => id === device);
@@ -110,8 +116,7 @@ describe('queues', { timeout: 60_000 }, () => {
       running = await startSwitch(join(dir, 'sock'), lcores);
       const pairs = 4;
       const [a, b] = [await cardOf(1, { pairs }), await cardOf(2, { pairs, ringSize: 64 })];
-      assert.ok(b.send(frame(BROADCAST, b.mac))); // it is known from now on
-      await b.waitSent(5000);
+      await known(b);
       const lane = new Lane(a, b, { pairs, window: 8 });
       const traffic = new Traffic([lane], () => pairs).start();
       const enabled = Array<boolean>(pairs).fill(true);
@@ -139,8 +144,11 @@ describe('queues', { timeout: 60_000 }, () => {
       running = await startSwitch(join(dir, 'sock'), 2);
       const senders = [await cardOf(1, { pairs: 2 }), await cardOf(2, { pairs: 2 })];
       const target = await cardOf(3, { packed, ringSize: 256 });
+      await Promise.all([...senders, target].map(known));
       const lanes = senders.map((card) => new Lane(card, target, { pairs: 2, window: 16 }));
-      const traffic = new Traffic([...lanes, new Lane(target, senders[0], { window: 16 })]).start();
+      const traffic = new Traffic([...lanes, new Lane(target, senders[0], { window: 16 })], (card) =>
+        card === target ? 1 : 2,
+      ).start();
       for (let turn = 0; turn < 8; turn++) {
         await traffic.comeMore(100);
         // nothing on the way to it: what finds it stopped is lost
