@@ -1,0 +1,55 @@
+/**
+ * Ports that are not guests of the switch: network interfaces, files, rings, other back ends. Each is opened once, on the main
+ * thread, where what it needs may be refused; every lcore that uses it then makes a port of its own from what it is sent.
+ */
+import type { WindowViews } from '../mem/window.ts';
+import type { RingStage } from '../virtio-net/ring-stage.ts';
+import type { Port } from './port.ts';
+
+/** What the ports of one thread share. */
+export interface DeviceTools {
+  /** its burst is what `receive` fills and `transmit` sends */
+  readonly ringStage: RingStage;
+  /** this thread's windows, by id: where the segments of a burst lie */
+  readonly windows: readonly WindowViews[];
+}
+
+/** A port on the thread that uses it. */
+export interface DevicePort extends Port {
+  /** receive queues of this thread, 0 to n − 1 */
+  readonly queues: number;
+  /** File descriptors that become readable when there is something to receive; the port's own. None: it must be looked at again and again. */
+  readonly eventFds: readonly number[];
+  /** Before the thread sleeps: sends what is held back. @returns false if frames have come meanwhile: then it is no time to sleep */
+  prepareSleep(): boolean;
+  /** About every 100 µs while busy, and at the end of every round with nothing to do: sends what is held back. */
+  drain(): void;
+  /** Closes what this thread's port has opened. */
+  close(): void;
+}
+
+/** The link of a port as its kernel, file or peer shows it. */
+export interface LinkState {
+  readonly up: boolean;
+  /** Mbit/s, or 0 if unknown */
+  readonly speed: number;
+  /** why it is down for good, if it is: the interface was removed, the file is at its end */
+  readonly gone?: string;
+}
+
+/** A port as the main thread has it. `Spec` survives postMessage and says to an lcore what to make its port from. */
+export interface OpenedDevice<Spec> {
+  /** as given to --vdev: `net_af_packet0` */
+  readonly name: string;
+  /** its own address, 6 bytes, if it has one */
+  readonly mac: Uint8Array | undefined;
+  /** bytes of the largest frame, without Ethernet header and tag */
+  readonly mtu: number;
+  readonly link: LinkState;
+  /** For one of `lcores` lcores. */
+  spec(lcore: number, lcores: number): Spec;
+  /** Calls `told` whenever the link changes, until closed. */
+  onLink(told: (link: LinkState) => void): void;
+  /** Closes what the main thread has opened; after every thread has closed its port. */
+  close(): Promise<void>;
+}

@@ -1,0 +1,102 @@
+/**
+ * What the prompt asks of testpmd's engine: ports, forwarding between them, and what it has counted. The engine's threads poll; the
+ * main thread asks and shows.
+ */
+
+/** DPDK's forwarding modes (testpmd user guide, "set fwd"), less those for hardware. `mac_retry` is `mac` with `retry`. */
+export const FORWARD_MODES = [
+  ...['io', 'mac', 'macswap', 'flowgen', 'rxonly', 'txonly', 'csum', 'icmpecho', '5tswap', 'noisy'],
+] as const;
+export type ForwardMode = (typeof FORWARD_MODES)[number];
+
+/** What `set …` and the command line say; changes take effect at the next start, as in DPDK. */
+export interface ForwardConfig {
+  mode: ForwardMode;
+  /** what a full queue did not take is offered again */
+  retry: boolean;
+  /** µs between two offers, and offers at most */
+  retryDelay: number;
+  retryNum: number;
+  /** packets a burst, 1 to 32 */
+  burst: number;
+  /** bytes of the segments of a packet that is made here */
+  txpkts: number[];
+  /** by port: destination address of what leaves it */
+  ethPeers: Map<number, string>;
+  /** receive and transmit queues of a port, and descriptors of each */
+  rxq: number;
+  txq: number;
+  /** threads that forward */
+  cores: number;
+}
+
+/** struct rte_eth_stats, as far as it means something here; since the last clear. */
+export interface PortStats {
+  rxPackets: number;
+  rxBytes: number;
+  rxMissed: number;
+  rxErrors: number;
+  rxNoMbuf: number;
+  txPackets: number;
+  txBytes: number;
+  txErrors: number;
+}
+
+/** What one forwarding stream (RX port and queue → TX port and queue) has counted since `start`. */
+export interface StreamStats {
+  readonly rxPort: number;
+  readonly rxQueue: number;
+  readonly txPort: number;
+  readonly txQueue: number;
+  readonly rxPackets: number;
+  readonly txPackets: number;
+  /** what the transmitting queue did not take */
+  readonly txDropped: number;
+  /** offers again of what a full queue did not take */
+  readonly txRetries: number;
+  /** csum: bad checksums of IP and of TCP, UDP */
+  readonly badIpChecksum: number;
+  readonly badL4Checksum: number;
+}
+
+export interface PortInfo {
+  readonly port: number;
+  /** as given: `net_virtio_user0` */
+  readonly name: string;
+  readonly mac: string;
+  readonly up: boolean;
+  /** why it is down, for one line; empty while it is up */
+  readonly reason: string;
+  readonly started: boolean;
+  readonly promiscuous: boolean;
+  readonly mtu: number;
+  /** Mbit/s, 0 if unknown */
+  readonly speed: number;
+  readonly rxQueues: number;
+  readonly txQueues: number;
+  readonly descriptors: number;
+}
+
+export interface Engine {
+  readonly config: ForwardConfig;
+  readonly forwarding: boolean;
+  ports(): PortInfo[];
+  /** Throws RangeError for a port that is not there; as do all that take one. */
+  stats(port: number): PortStats;
+  /** by DPDK's names */
+  xstats(port: number): ReadonlyMap<string, number>;
+  clearStats(port: number | 'all'): void;
+  /** Starts forwarding; `txFirst` bursts are sent on every port before. */
+  start(txFirst: number): Promise<void>;
+  /** Stops it, and says what the streams have counted. */
+  stop(): Promise<StreamStats[]>;
+  /** while forwarding, or of the last run */
+  streams(): StreamStats[];
+  startPort(port: number): Promise<void>;
+  stopPort(port: number): Promise<void>;
+  setPromiscuous(port: number, on: boolean): void;
+  /** Told when a port's link changes: for a line above the prompt. */
+  onLink(told: (info: PortInfo) => void): void;
+  /** Stops everything, closes all ports, joins all threads. */
+  close(): Promise<void>;
+}
