@@ -8,7 +8,7 @@ import { parseVdevs, type Vdev } from '../port/vdev.ts';
 import { DPDK_MAX_BURST, DPDK_MAX_PORTS, SEGMENTS } from '../testpmd/commands.ts';
 import { FORWARD_MODES, type ForwardConfig } from '../testpmd/engine.ts';
 import { MAX_BURST } from '../testpmd/session.ts';
-import type { Topology } from '../testpmd/streams.ts';
+import type { Topology } from '../testpmd/topology.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
 import {
   allValues,

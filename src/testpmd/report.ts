@@ -5,7 +5,7 @@
 import { kindOfVdev } from '../port/vdev.ts';
 import type { ForwardConfig, PortInfo, PortStats } from './engine.ts';
 import type { Forwarded, PortForwarded } from './forward-stats.ts';
-import type { StreamPlan } from './streams.ts';
+import type { StreamPlace } from './topology.ts';
 
 const left = (n: number, width: number) => String(n).padEnd(width);
 const right = (n: number, width: number) => String(n).padStart(width);
@@ -152,7 +152,7 @@ export interface ForwardPlan {
   /** the ports that take part, in their order */
   readonly ports: readonly number[];
   /** the lcores that forward, and the streams of each */
-  readonly lcores: readonly { readonly lcore: number; readonly streams: readonly StreamPlan[] }[];
+  readonly lcores: readonly { readonly lcore: number; readonly streams: readonly StreamPlace[] }[];
 }
 
 const modeText = ({ mode, retry }: ForwardConfig) => `${mode} packet forwarding${retry ? ' with retry' : ''}`;
@@ -167,9 +167,9 @@ export function forwardConfig({ config, ports, lcores }: ForwardPlan): string {
   const retry = `TX retry num: ${config.retryNum}, delay between TX retries: ${config.retryDelay}us`;
   const lines = lcores.flatMap(({ lcore, streams: share }) => [
     `Logical Core ${lcore} (socket 0) forwards packets on ${share.length} streams:`,
-    ...share.map(({ rxPort, rxQueue, txPort, txQueue }) => {
+    ...share.map(({ rxPort, txPort, queue }) => {
       const peer = macText(config.ethPeers.get(txPort) ?? defaultPeer(txPort));
-      return `  RX P=${rxPort}/Q=${rxQueue} (socket 0) -> TX P=${txPort}/Q=${txQueue} (socket 0) peer=${peer}`;
+      return `  RX P=${rxPort}/Q=${queue} (socket 0) -> TX P=${txPort}/Q=${queue} (socket 0) peer=${peer}`;
     }),
   ]);
   const head = `${modeText(config)} - ${counts} - NUMA support disabled, MP allocation mode: native`;

@@ -16,7 +16,7 @@ import {
   queueConfig,
   type Rates,
 } from './report.ts';
-import { planStreams, shareStreams, type Topology } from './streams.ts';
+import { planStreams, type StreamPlace, type Topology } from './topology.ts';
 
 /** Packets of a burst at most: the thread's own burst. */
 export const MAX_BURST = 32;
@@ -249,10 +249,19 @@ export class Session {
   }
 
   #plan(): ForwardPlan {
-    const { rxq, txq, cores } = this.config;
-    const streams = planStreams(this.#ports, this.#options.topology, Math.min(rxq, txq));
-    const lcores = shareStreams(streams, cores).map((share, i) => ({ lcore: this.#options.lcores[i], streams: share }));
-    return { config: this.config, ports: this.#ports, lcores };
+    const { config } = this;
+    const infos = this.engine.ports().filter(({ port }) => this.#ports.includes(port));
+    const queues = Math.min(...infos.map(({ rxQueues, txQueues }) => Math.min(rxQueues, txQueues)));
+    const topology = config.mode === 'icmpecho' ? 'loop' : this.#options.topology;
+    const planned = planStreams({ ports: this.#ports, topology, queues, threads: config.cores });
+    const lcores = planned.map((streams, i) => ({ lcore: this.#options.lcores[i], streams: this.#inOrder(streams) }));
+    return { config, ports: this.#ports, lcores };
+  }
+
+  /** As DPDK lists streams: the first queues of all ports first. */
+  #inOrder(streams: readonly StreamPlace[]): StreamPlace[] {
+    const place = ({ queue, rxPort }: StreamPlace) => queue * this.#ports.length + this.#ports.indexOf(rxPort);
+    return streams.toSorted((a, b) => place(a) - place(b));
   }
 
   /** Since the port was shown before; zeros the first time, and where counters have gone back. */

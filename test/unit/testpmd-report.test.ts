@@ -1,6 +1,7 @@
 /** The layout of what testpmd shows, against what DPDK 22.11's dpdk-testpmd printed with two or three net_null ports. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import type { ForwardMode } from '../../src/testpmd/engine.ts';
 import { Session, type SessionOptions } from '../../src/testpmd/session.ts';
 import { FakeEngine, stream } from '../kit/fake-engine.ts';
 
@@ -243,7 +244,8 @@ test('testpmd: show config fwd, as DPDK shows it', () => {
   const { engine, session, said } = open(['06:00:00:00:00:00', '06:00:00:00:00:01', '06:00:00:00:00:02'], {
     topology: 'chained',
   });
-  Object.assign(engine.config, { mode: 'csum', retry: true, rxq: 2, txq: 2 });
+  Object.assign(engine.config, { mode: 'csum', retry: true });
+  for (const info of engine.infos) Object.assign(info, { rxQueues: 2, txQueues: 2 });
   session.showForwardConfig();
   // "disabled" where DPDK has "enabled": there is no choice of memory nodes here
   const expected = golden(`
@@ -276,16 +278,23 @@ test('testpmd: odd ports pair with themselves, loops stay, and peers are as told
   ]);
 });
 
-test('testpmd: streams are shared among cores, the last ones having more', () => {
-  const { engine, session, said } = open(['06:00:00:00:00:00', '06:00:00:00:00:01', '06:00:00:00:00:02'], {
-    lcores: [4, 6],
-  });
-  engine.config.cores = 2;
-  session.showForwardConfig();
-  assert.deepEqual(said().match(/Logical Core.*/g), [
-    'Logical Core 4 (socket 0) forwards packets on 1 streams:',
-    'Logical Core 6 (socket 0) forwards packets on 2 streams:',
-  ]);
+test('testpmd: streams are shared among cores; ports that send to each other stay together', () => {
+  const macs = ['06:00:00:00:00:00', '06:00:00:00:00:01', '06:00:00:00:00:02'];
+  const shares = (options: Partial<SessionOptions>, cores: number, mode: ForwardMode = 'io') => {
+    const { engine, session, said } = open(macs, { lcores: [4, 6, 7], ...options });
+    Object.assign(engine.config, { cores, mode });
+    session.showForwardConfig();
+    const blocks = said().split('Logical Core ').slice(1);
+    return blocks.map((block) =>
+      [block[0], ...[...block.matchAll(/RX P=(\d).*TX P=(\d)/g)].map(([, rx, tx]) => `${rx}>${tx}`)].join(' '),
+    );
+  };
+  assert.deepEqual(shares({}, 2), ['4 0>1 1>0', '6 2>2']);
+  assert.deepEqual(shares({}, 3), ['4 0>1 1>0', '6 2>2']);
+  assert.deepEqual(shares({ topology: 'chained' }, 3), ['4 0>1 1>2 2>0']);
+  assert.deepEqual(shares({}, 3, 'icmpecho'), ['4 0>0', '6 1>1', '7 2>2']);
+  assert.deepEqual(shares({ topology: 'loop' }, 2), ['4 0>0 2>2', '6 1>1']);
+  assert.deepEqual(shares({ forwardPorts: [2, 0] }, 2), ['4 2>0 0>2']);
 });
 
 test('testpmd: start shows bursts, the packets to be made, and queues', async () => {
