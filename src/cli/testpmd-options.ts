@@ -226,6 +226,7 @@ export function parseTestpmd(argv: readonly string[]): TestpmdCommandLine {
   }
   const eal = resolveEal(given);
   const app = resolveTestpmd(given, vdevs.length, eal.cores?.workers.length);
+  checkQueues(app.forward, vdevs);
   refuseLater(given);
   const ignored = given.filter((one) => TESTPMD_IGNORED.includes(one.row)).map(spell);
   const notes = [...eal.notes, ...vdevs.flatMap((vdev) => vdev.notes), ...notesOn(given), ...app.notes];
@@ -241,6 +242,17 @@ export function parseTestpmd(argv: readonly string[]): TestpmdCommandLine {
   };
 }
 
+/** Queues come in pairs, as many as the device is given. */
+function checkQueues({ rxq, txq }: ForwardConfig, vdevs: readonly Vdev[]): void {
+  const wanted = Math.max(rxq, txq);
+  const option = rxq === wanted ? '--rxq' : '--txq';
+  for (const { kind, name, values } of vdevs) {
+    if (kind !== 'net_virtio_user' || values.queues >= wanted) continue;
+    const problem = `${name} has ${values.queues}; give its --vdev queues=${wanted}`;
+    throw new ConfigError('CONFIG_CONFLICT', option, problem, { value: `${wanted}` });
+  }
+}
+
 /** @param workers lcores that may forward, as far as the command line says */
 function resolveTestpmd(given: readonly Given[], ports: number, workers: number | undefined) {
   const interactive = givenValue(given, TESTPMD.interactive) ?? false;
@@ -253,7 +265,9 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
     const problem = `there are ${workers} lcores that can forward; give more by -c, -l or --lcores`;
     throw new ConfigError('CONFIG_CONFLICT', '--nb-cores', problem, { value: `${cores}` });
   }
+  const [rxq, txq] = [valueOrDefault(given, TESTPMD.rxq), valueOrDefault(given, TESTPMD.txq)];
   const notes: string[] = [];
+  if (rxq !== txq) notes.push(`--rxq ${rxq}, --txq ${txq}: queues come in pairs; ports have ${Math.max(rxq, txq)}`);
   if (burst > MAX_BURST) notes.push(`--burst ${burst}: a burst has ${MAX_BURST} packets at most here`);
   if (interactive && statsPeriod > 0) notes.push('--stats-period: no effect with -i; use "show port stats all"');
   if (interactive && txFirst && !autoStart) notes.push('--tx-first: no effect with -i; use "start tx_first"');
@@ -267,8 +281,8 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
     burst: Math.min(burst, MAX_BURST),
     txpkts: valueOrDefault(given, TESTPMD.txpkts),
     ethPeers: resolvePeers(given, ports),
-    rxq: valueOrDefault(given, TESTPMD.rxq),
-    txq: valueOrDefault(given, TESTPMD.txq),
+    rxq,
+    txq,
     cores,
   };
   return {

@@ -22,8 +22,8 @@ export interface ProgramOptions extends Omit<SessionOptions, 'say' | 'now'> {
 const CLEAR_SCREEN = '\x1b[2J\x1b[1;1H';
 
 /**
- * Runs until the end of what the user wants, or until `stopped`; the engine is closed at any rate. Throws what the engine throws,
- * commands excepted: they say it.
+ * Runs until the end of what the user wants, or until `stopped`, which rejects when packets can no longer be forwarded; the engine is
+ * closed at any rate. Throws that, and what the engine throws otherwise than for a command, which says it.
  */
 export async function runTestpmd(
   engine: Engine,
@@ -80,7 +80,10 @@ async function forward(
     session.showPortStats('all');
   };
   const timer = statsPeriod > 0 ? setInterval(show, statsPeriod * 1000) : undefined;
-  await Promise.race([enter, stopped]);
-  clearInterval(timer);
-  input.pause();
+  try {
+    await Promise.race([enter, stopped]);
+  } finally {
+    clearInterval(timer);
+    input.pause();
+  }
 }

@@ -53,7 +53,7 @@ export class Screen {
   }
 }
 
-/** Reads and does commands until `quit`, the end of the input, Ctrl-C on an empty line, or `stopped`. */
+/** Reads and does commands until `quit`, the end of the input, Ctrl-C on an empty line, or `stopped`; throws what that throws. */
 export async function runPrompt(
   session: Session,
   screen: Screen,
@@ -80,10 +80,11 @@ export async function runPrompt(
   readline.on('close', () => {
     closed = true;
   });
-  void stopped.then(() => {
+  const end = () => {
     told = true;
     readline.close();
-  });
+  };
+  void stopped.then(end, end);
   const lines = readline[Symbol.asyncIterator]();
   while (!(closed && terminal)) {
     screen.prompt(readline);
@@ -97,4 +98,5 @@ export async function runPrompt(
   }
   if (!session.quitting) screen.write('\n');
   readline.close();
+  if (told) await stopped;
 }

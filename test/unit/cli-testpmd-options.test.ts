@@ -12,7 +12,13 @@ test("testpmd options: a line as DPDK's users write it", () => {
   const line = parseTestpmd([
     ...['-c', '0x3', '-n', '4', '--socket-mem', '128', '--vdev'],
     'net_virtio_user0,path=/tmp/a.sock,mac=02:00:00:00:00:01,queues=2,queue_size=512,packed_vq=1,in_order=0,mrg_rxbuf=1,server=1',
-    ...['--vdev=net_virtio_user1,path=/tmp/b.sock', '--', '--burst=64', '-i', '--eth-peer=0,aa:bb:cc:dd:ee:ff'],
+    ...[
+      '--vdev=net_virtio_user1,path=/tmp/b.sock,queues=2',
+      '--',
+      '--burst=64',
+      '-i',
+      '--eth-peer=0,aa:bb:cc:dd:ee:ff',
+    ],
     ...['--forward-mode=mac', '--txpkts=64,64', '--rxq=2', '--txq=2', '--rxd=512', '--nb-cores=1', '--auto-start'],
     ...['--tx-first', '--portmask=0x3', '--total-num-mbufs=2048', '--port-topology=loop', '--no-flush-rx'],
     ...['--cmdline-file', 'cmds'],
@@ -133,6 +139,16 @@ test('testpmd options: cores', () => {
   assert.throws(() => nb('0-2', '3'), {
     code: 'CONFIG_CONFLICT',
     message: /^--nb-cores 3: there are 2 lcores that can/,
+  });
+});
+
+test('testpmd options: queues are those that the devices are given', () => {
+  const line = ['--vdev', 'net_virtio_user0,path=/x,queues=2', '--'];
+  assert.deepEqual(parseTestpmd([...line, '--rxq=2', '--txq=2']).notes, []);
+  assert.deepEqual(parseTestpmd([...line, '--rxq=2']).notes, ['--rxq 2, --txq 1: queues come in pairs; ports have 2']);
+  assert.throws(() => parseTestpmd([...line, '--txq', '4']), {
+    code: 'CONFIG_CONFLICT',
+    message: '--txq 4: net_virtio_user0 has 2; give its --vdev queues=4',
   });
 });
 

@@ -16,7 +16,7 @@ function open(options: Partial<ProgramOptions>, prepare: (engine: FakeEngine) =>
   output.setEncoding('utf8').on('data', (more: string) => {
     text += more;
   });
-  const { promise: stopped, resolve: stop } = Promise.withResolvers<void>();
+  const { promise: stopped, resolve: stop, reject: fail } = Promise.withResolvers<void>();
   const all = {
     interactive: true,
     autoStart: false,
@@ -32,7 +32,7 @@ function open(options: Partial<ProgramOptions>, prepare: (engine: FakeEngine) =>
       assert.ok(Date.now() < end, `no ${pattern} in:\n${text}`);
     }
   };
-  return { engine, input, ended, stop, printed, text: () => text };
+  return { engine, input, ended, stop, fail, printed, text: () => text };
 }
 
 const BANNER = `Configuring Port 0 (socket 0)
@@ -211,6 +211,16 @@ test('testpmd program: quit in a file ends the program', async () => {
   await ended;
   assert.deepEqual(engine.asked, ['stop port 0', 'stop port 1', 'close']);
   assert.ok(text().endsWith(FAREWELL));
+});
+
+test('testpmd program: a thread that fails ends it, with or without a prompt', async () => {
+  for (const interactive of [true, false]) {
+    const { ended, engine, fail, printed } = open({ interactive });
+    await printed(interactive ? /testpmd> $/ : /Press enter/);
+    fail(new RangeError('out of bounds'));
+    await assert.rejects(ended, RangeError);
+    assert.equal(engine.closed, 1);
+  }
 });
 
 test('testpmd program: when the engine fails, it is closed and the failure is thrown', async () => {
