@@ -6,7 +6,7 @@ import { ConfigError } from '../errors.ts';
 import { MAC_ADDRESS } from '../port/text-values.ts';
 import { parseVdevs, type Vdev } from '../port/vdev.ts';
 import { DPDK_MAX_BURST, DPDK_MAX_PORTS, SEGMENTS } from '../testpmd/commands.ts';
-import { FORWARD_MODES, type ForwardConfig } from '../testpmd/engine.ts';
+import { FORWARD_MODES, type ForwardConfig, type NoisyConfig } from '../testpmd/engine.ts';
 import { MAX_BURST } from '../testpmd/session.ts';
 import type { Topology } from '../testpmd/topology.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
@@ -50,6 +50,8 @@ export interface TestpmdCommandLine extends EalSettings {
   /** numbers of the ports that forward, in order; absent = all */
   readonly forwardPorts?: readonly number[];
   readonly topology: Topology;
+  /** throw away what waits in receive queues at the start */
+  readonly flushRx: boolean;
   readonly forward: ForwardConfig;
 }
 
@@ -57,6 +59,9 @@ const INT32_MAX = 2147483647;
 /** What a timer counting milliseconds in 31 bits holds. */
 const MAX_TIMER_SECONDS = 2147483;
 const MAX_QUEUES = 65535;
+/** What each stream of the mode noisy has of its own: packets, and MiB. */
+const MAX_NOISY_BUFFER = 16384;
+const MAX_NOISY_MIB = 1024;
 /** DPDK's time between two offers of what a full queue did not take, µs, and their number. */
 const RETRY_DELAY = 1;
 const RETRIES = 64;
@@ -91,6 +96,11 @@ const ETH_PEER: ValueType<EthPeer> = {
 
 const NO_MBUFS = 'no effect: packets stay where they are, there are no mbufs';
 const OWN_RINGS = 'no effect: rings are as long as the device says, for net_virtio_user by its key queue_size';
+
+/** An option of the mode `noisy`. */
+function noisy(name: string, value: string, max: number, help: string) {
+  return { long: `noisy-${name}`, value, type: integer(0, max), default: '0', help };
+}
 
 /** The EAL options that mean something here. */
 const TESTPMD_EAL = {
@@ -173,12 +183,18 @@ const TESTPMD = {
     note: NO_MBUFS,
   },
   mbufSize: { long: 'mbuf-size', value: 'BYTES', type: TEXT, help: 'accepted without effect', note: NO_MBUFS },
-  noFlushRx: {
-    long: 'no-flush-rx',
-    type: FLAG,
-    help: 'accepted without effect',
-    note: 'no effect: what waits in receive queues is never thrown away',
-  },
+  noFlushRx: { long: 'no-flush-rx', type: FLAG, help: 'forward what waits in receive queues at the start, too' },
+  noisyBuffer: noisy(
+    'tx-sw-buffer-size',
+    'PACKETS',
+    MAX_NOISY_BUFFER,
+    'noisy: packets that wait before they are sent on',
+  ),
+  noisyFlush: noisy('tx-sw-buffer-flushtime', 'MS', INT32_MAX, 'noisy: time after which they are sent; 0 = never'),
+  noisyMemory: noisy('lkup-memory', 'MIB', MAX_NOISY_MIB, 'noisy: memory to look things up in'),
+  noisyWrites: noisy('lkup-num-writes', 'COUNT', INT32_MAX, 'noisy: writes there for a packet'),
+  noisyReads: noisy('lkup-num-reads', 'COUNT', INT32_MAX, 'noisy: reads there for a packet'),
+  noisyReadWrites: noisy('lkup-num-reads-writes', 'COUNT', INT32_MAX, 'noisy: reads and writes there for a packet'),
 } satisfies Record<string, Option>;
 
 const without = (long: string, value?: string): Option => ({
@@ -271,6 +287,7 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
   if (burst > MAX_BURST) notes.push(`--burst ${burst}: a burst has ${MAX_BURST} packets at most here`);
   if (interactive && statsPeriod > 0) notes.push('--stats-period: no effect with -i; use "show port stats all"');
   if (interactive && txFirst && !autoStart) notes.push('--tx-first: no effect with -i; use "start tx_first"');
+  const noisyConfig = resolveNoisy(given);
   const cmdlineFile = givenValue(given, TESTPMD.cmdlineFile);
   const forwardPorts = resolvePorts(given, ports);
   const forward: ForwardConfig = {
@@ -284,6 +301,7 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
     rxq,
     txq,
     cores,
+    noisy: noisyConfig,
   };
   return {
     interactive,
@@ -293,9 +311,26 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
     ...(cmdlineFile === undefined ? {} : { cmdlineFile }),
     ...(forwardPorts === undefined ? {} : { forwardPorts }),
     topology: valueOrDefault(given, TESTPMD.topology),
+    flushRx: givenValue(given, TESTPMD.noFlushRx) === undefined,
     forward,
     notes,
   };
+}
+
+function resolveNoisy(given: readonly Given[]): NoisyConfig {
+  const config = {
+    bufferPackets: valueOrDefault(given, TESTPMD.noisyBuffer),
+    flushMs: valueOrDefault(given, TESTPMD.noisyFlush),
+    memoryMiB: valueOrDefault(given, TESTPMD.noisyMemory),
+    writes: valueOrDefault(given, TESTPMD.noisyWrites),
+    reads: valueOrDefault(given, TESTPMD.noisyReads),
+    readWrites: valueOrDefault(given, TESTPMD.noisyReadWrites),
+  };
+  if (config.memoryMiB === 0 && config.writes + config.reads + config.readWrites > 0) {
+    const problem = 'is 0, and there is nothing to look things up in; give it, or no numbers of reads and writes';
+    throw new ConfigError('CONFIG_CONFLICT', '--noisy-lkup-memory', problem);
+  }
+  return config;
 }
 
 function resolvePorts(given: readonly Given[], ports: number): readonly number[] | undefined {

@@ -3,8 +3,10 @@
  */
 import { SwitchError } from '../errors.ts';
 import { boundedText, choice, integer, MAC_ADDRESS, type ValueType } from '../port/text-values.ts';
+import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
 import { FORWARD_MODES } from './engine.ts';
 import { Grammar, type Place } from './grammar.ts';
+import { MIN_MADE_BYTES } from './modes/txonly.ts';
 import { MAX_BURST, type PortChoice, type Session } from './session.ts';
 
 /** DPDK's limit of ports, and of a burst. */
@@ -14,19 +16,14 @@ const INT32_MAX = 2147483647;
 
 /** RTE_MAX_SEGS_PER_PKT. */
 const MAX_SEGMENTS = 255;
-/** Ethernet, IPv4 and UDP headers: what every packet made here begins with. */
-export const MIN_PACKET = 14 + 20 + 8;
-/** What an IPv4 packet may have, and its Ethernet header. */
-const MAX_PACKET = 14 + 65535;
-
 /** Lengths of the segments of a packet. */
 export const SEGMENTS: ValueType<number[]> = {
-  range: `up to ${MAX_SEGMENTS} lengths in bytes, separated by commas, ${MIN_PACKET} to ${MAX_PACKET} together`,
+  range: `up to ${MAX_SEGMENTS} lengths in bytes separated by commas, ${MIN_MADE_BYTES} to ${MAX_FRAME_BYTES} together`,
   parse: (text) => {
-    const lengths = text.split(',').map((part) => integer(1, MAX_PACKET).parse(part));
+    const lengths = text.split(',').map((part) => integer(1, MAX_FRAME_BYTES).parse(part));
     const known = lengths.filter((length) => length !== undefined);
     const total = known.reduce((sum, length) => sum + length, 0);
-    const fits = lengths.length <= MAX_SEGMENTS && total >= MIN_PACKET && total <= MAX_PACKET;
+    const fits = lengths.length <= MAX_SEGMENTS && total >= MIN_MADE_BYTES && total <= MAX_FRAME_BYTES;
     return fits && known.length === lengths.length ? known : undefined;
   },
 };

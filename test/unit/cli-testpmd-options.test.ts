@@ -8,6 +8,8 @@ const app = (line: string) => parseTestpmd([...VDEVS, '--', ...line.split(' ').f
 const fails = (code: ConfigError['code'], message: RegExp, line: string) =>
   assert.throws(() => app(line), { code, message });
 
+const QUIET = { bufferPackets: 0, flushMs: 0, memoryMiB: 0, writes: 0, reads: 0, readWrites: 0 };
+
 test("testpmd options: a line as DPDK's users write it", () => {
   const line = parseTestpmd([
     ...['-c', '0x3', '-n', '4', '--socket-mem', '128', '--vdev'],
@@ -33,7 +35,6 @@ test("testpmd options: a line as DPDK's users write it", () => {
   assert.deepEqual(notes, [
     '--rxd 512: no effect: rings are as long as the device says, for net_virtio_user by its key queue_size',
     '--total-num-mbufs 2048: no effect: packets stay where they are, there are no mbufs',
-    '--no-flush-rx: no effect: what waits in receive queues is never thrown away',
     '--burst 64: a burst has 32 packets at most here',
   ]);
   assert.deepEqual(rest, {
@@ -47,6 +48,7 @@ test("testpmd options: a line as DPDK's users write it", () => {
     cmdlineFile: 'cmds',
     forwardPorts: [0, 1],
     topology: 'loop',
+    flushRx: false,
     forward: {
       mode: 'mac',
       retry: false,
@@ -58,13 +60,15 @@ test("testpmd options: a line as DPDK's users write it", () => {
       rxq: 2,
       txq: 2,
       cores: 1,
+      noisy: QUIET,
     },
   });
 });
 
 test("testpmd options: DPDK's defaults", () => {
-  const { interactive, autoStart, txFirst, statsPeriod, topology, forward, notes, ...rest } = app('');
-  assert.deepEqual([interactive, autoStart, txFirst, statsPeriod, topology], [false, false, 0, 0, 'paired']);
+  const { interactive, autoStart, txFirst, statsPeriod, topology, flushRx, forward, notes, ...rest } = app('');
+  assert.deepEqual([interactive, autoStart, txFirst, statsPeriod], [false, false, 0, 0]);
+  assert.deepEqual([topology, flushRx], ['paired', true]);
   assert.deepEqual(forward, {
     mode: 'io',
     retry: false,
@@ -76,6 +80,7 @@ test("testpmd options: DPDK's defaults", () => {
     rxq: 1,
     txq: 1,
     cores: 1,
+    noisy: QUIET,
   });
   assert.deepEqual(notes, []);
   assert.equal('forwardPorts' in rest || 'cmdlineFile' in rest, false);
@@ -105,7 +110,7 @@ test('testpmd options: ranges', () => {
   fails('CONFIG_INVALID_VALUE', /valid: 1\.\.512$/, '--burst 513');
   fails('CONFIG_INVALID_VALUE', /valid: 1\.\.512$/, '--burst 0');
   fails('CONFIG_INVALID_VALUE', /valid: io\|mac\|/, '--forward-mode foo');
-  fails('CONFIG_INVALID_VALUE', /42 to 65549 together$/, '--txpkts 41');
+  fails('CONFIG_INVALID_VALUE', /42 to 9728 together$/, '--txpkts 41');
   assert.deepEqual(app('--txpkts 1,41').forward.txpkts, [1, 41]);
   fails('CONFIG_INVALID_VALUE', /PORT,ADDRESS/, '--eth-peer 0;aa:bb:cc:dd:ee:ff');
   fails('CONFIG_INVALID_VALUE', /PORT,ADDRESS/, '--eth-peer 0,ff:ff:ff:ff:ff:ff');
@@ -150,6 +155,15 @@ test('testpmd options: queues are those that the devices are given', () => {
     code: 'CONFIG_CONFLICT',
     message: '--txq 4: net_virtio_user0 has 2; give its --vdev queues=4',
   });
+});
+
+test('testpmd options: what the mode noisy does', () => {
+  const line =
+    '--forward-mode noisy --noisy-tx-sw-buffer-size 64 --noisy-tx-sw-buffer-flushtime 5 --noisy-lkup-memory 8';
+  assert.deepEqual(app(`${line} --noisy-lkup-num-reads 3 --noisy-lkup-num-reads-writes=2`).forward.noisy, {
+    ...{ bufferPackets: 64, flushMs: 5, memoryMiB: 8, writes: 0, reads: 3, readWrites: 2 },
+  });
+  fails('CONFIG_CONFLICT', /^--noisy-lkup-memory: is 0, and/, '--noisy-lkup-num-writes 1');
 });
 
 test('testpmd options: what has no effect with a prompt is noted', () => {
