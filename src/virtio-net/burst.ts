@@ -47,11 +47,13 @@ export const SCRATCH = (() => {
     first: words(BURST_SIZE + 1),
     len: words(BURST_SIZE),
     delivered: words(BURST_SIZE),
+    all: words(BURST_SIZE),
     list: words(BURST_SIZE),
     segWindow: words(MAX_SEGMENTS),
     segOff: words(MAX_SEGMENTS),
     segLen: words(MAX_SEGMENTS),
     copies: words(3 * BURST_SIZE),
+    usedIds: words(BURST_SIZE),
     tally: words(TALLY_WORDS),
   } as const;
 })();
@@ -86,10 +88,14 @@ export class Burst {
   slotCount = 0;
   /** where each packet goes: a port number, or one of the negative DEST_ codes of the switch */
   readonly dest = new Int32Array(BURST_SIZE);
-  /** how many ports have taken each packet */
+  /** how many ports have taken each packet, where somebody wants to know: it counts on from what stands there */
   readonly delivered: Int32Array;
-  /** the packets being enqueued at one port */
+  /** the numbers of all packets, for a port that gets the whole burst */
+  readonly all: Int32Array;
+  /** room for the numbers of some */
   readonly list: Int32Array;
+  /** `all` or `list`: the packets being enqueued at one port */
+  order: Int32Array;
   /** what the packets taken, or delivered, since it was cleared add to a vring's counters */
   readonly tally: Int32Array;
 
@@ -122,7 +128,10 @@ export class Burst {
     this.id = words(SCRATCH.id, BURST_SIZE);
     this.slots = words(SCRATCH.slots, BURST_SIZE);
     this.delivered = words(SCRATCH.delivered, BURST_SIZE);
+    this.all = words(SCRATCH.all, BURST_SIZE);
+    for (let i = 0; i < BURST_SIZE; i++) this.all[i] = i;
     this.list = words(SCRATCH.list, BURST_SIZE);
+    this.order = this.list;
     this.tally = words(SCRATCH.tally, TALLY_WORDS);
   }
 }

@@ -109,15 +109,15 @@ export const takePacket = (l: L & Record<'i' | 'segment' | 'window' | 'front', n
   ];
 };
 
-/** What `fill` is told beside the ring: num_buffers in the header's last word, the source, and which packets. */
-export const FILL_PARAMS = ['lastWord', 'srcWindow', 'i', 'end', 'filled'] as const;
-export type FillArgs = [lastWord: number, srcWindow: number, from: number, end: number, filled: number];
+/** What `fill` is told beside the ring: num_buffers in the header's last word, the source, and which packets: where their numbers lie in scratch. */
+export const FILL_PARAMS = ['lastWord', 'srcWindow', 'order', 'i', 'end', 'filled'] as const;
+export type FillArgs = [lastWord: number, srcWindow: number, order: number, from: number, end: number, filled: number];
 export const FILL_LOCALS = ['need', 'payload', 'copyAt'] as const;
 type FillLocals = L & Record<(typeof FILL_PARAMS)[number] | (typeof FILL_LOCALS)[number], number>;
 
-/** Takes packet list[i]: leaves if it asks something of its receiver, or is not one piece in the source window. */
+/** Takes packet order[i]: leaves if it asks something of its receiver, or is not one piece in the source window. */
 export const nextPacket = (l: FillLocals): Code[] => [
-  ...[...times(l.i, 2), op.load32(SCRATCH_MEM, SCRATCH.list), op.const(2), op.shl, set(l.b4)],
+  ...[get(l.order), ...times(l.i, 2), op.add, op.load32(SCRATCH_MEM), op.const(2), op.shl, set(l.b4)],
   ...leaveIf(get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.needs)),
   ...[get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.first), tee(l.c4), op.const(1), op.add],
   ...leaveIf(get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.first + 4), op.ne),
@@ -145,8 +145,8 @@ export const fillPacket = (l: FillLocals): Code[] => {
   ];
 };
 
-/** Copies what `fillPacket` has listed, if anything. */
-export const copyAll = (l: FillLocals): Code[] => [
+/** Copies what `fillPacket` has listed, and then does what is to be done `afterwards`, if anything is listed. */
+export const copyAll = (l: FillLocals, ...afterwards: Code[]): Code[] => [
   get(l.copyAt),
-  op.if(...[op.const(SCRATCH.copies), op.const(SCRATCH.copies), get(l.copyAt), op.add, op.call(COPY)]),
+  op.if(...[op.const(SCRATCH.copies), op.const(SCRATCH.copies), get(l.copyAt), op.add, op.call(COPY)], ...afterwards),
 ];

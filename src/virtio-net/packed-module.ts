@@ -2,7 +2,7 @@
  * The plain packets' way through packed rings in WebAssembly: packets of one descriptor, in the memory chunk at hand. A slot's
  * flags are loaded first, in order before the rest of it; all of a used element but its address is one store.
  */
-import { DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
+import { COPY_ENTRY_BYTES, DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
 import { type Code, type FunctionBody, I32, op, V128 } from '../mem/wasm-assembler.ts';
 import {
   VRING_DESC_F_INDIRECT,
@@ -95,52 +95,77 @@ function takeFunction(): FunctionBody {
 }
 
 /**
- * fillPacked(…ring, …chunk, …fill) → the first of list[i] … list[end − 1] that is not plain or finds no buffer, or end. Those before
- * are copied and counted. `filled`: slots filled before; slot 0 of them all is not shown to the driver.
+ * fillPacked(…ring, …chunk, …fill) → the first of order[i] … order[end − 1] that is not plain or finds no buffer, or end. Those before
+ * are copied and counted. `filled`: slots filled before; slot 0 of them all is not shown to the driver. Used elements are stored
+ * last and at once: a driver that looks for them while they are made would take the line away between two of them.
  */
 function fillFunction(): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, ...FILL_PARAMS] as const;
-  const others = [...DESC_LOCALS, 'id', ...FILL_LOCALS] as const;
+  const others = [...DESC_LOCALS, ...FILL_LOCALS, 'id', 'at12', 'firstSlot', 'firstAvail', 'before'] as const;
   const l = locals(params, others);
+  const putAllUsed = [
+    ...[get(l.firstSlot), set(l.slot), get(l.firstAvail), set(l.avail)],
+    op.doWhile(
+      ...[get(l.desc), ...times(l.slot, 4), op.add, set(l.at)],
+      ...[get(l.before), op.load32(SCRATCH_MEM, SCRATCH.usedIds), set(l.id)],
+      ...putUsed(
+        l,
+        DST,
+        [get(l.at12), op.load32(SCRATCH_MEM, SCRATCH.copies + 8), get(l.headerLen), op.add],
+        l.id,
+        [get(l.filled), get(l.at12), op.or, op.eqz],
+        VRING_DESC_F_WRITE,
+      ),
+      ...nextSlot(l),
+      ...[get(l.before), op.const(4), op.add, set(l.before)],
+      ...[get(l.at12), op.const(COPY_ENTRY_BYTES), op.add, tee(l.at12), get(l.copyAt), op.ltU],
+    ),
+  ];
   return {
     name: 'fillPacked',
     params: params.length,
     result: true,
     locals: others.map(() => I32),
     code: [
+      ...[get(l.slot), set(l.firstSlot), get(l.avail), set(l.firstAvail), get(l.filled), set(l.before)],
       op.block(
         op.doWhile(
           ...nextPacket(l),
           ...findDescriptor(l, DST, VRING_DESC_F_WRITE),
           ...loadBuffer(l, DST),
           ...leaveIf(get(l.len), get(l.need), op.ltU),
-          ...[get(l.at), op.load16(DST, DESC.id), set(l.id)],
-          ...putUsed(l, DST, [get(l.need)], l.id, [get(l.filled), op.eqz], VRING_DESC_F_WRITE),
+          ...[get(l.filled), get(l.before), op.sub, op.const(2), op.shl],
+          ...[get(l.at), op.load16(DST, DESC.id), op.store32(SCRATCH_MEM, SCRATCH.usedIds)],
           ...nextSlot(l),
           ...fillPacket(l),
         ),
       ),
       ...tallyRun(l),
-      ...copyAll(l),
+      ...[get(l.before), set(l.filled), op.const(0), set(l.before)],
+      ...copyAll(l, ...putAllUsed),
       get(l.i),
     ],
   };
 }
 
-/** completePacked(desc, num, slot, avail, n): fills n used elements of length 0 with the burst's ids, in the source window. */
+/**
+ * completePacked(desc, num, slot, avail, i, n): fills used elements of length 0 in the source window, one for each packet of the burst
+ * from number i on, at least one. The first one stands at the position and is not shown to the driver.
+ */
 function completeFunction(): FunctionBody {
-  const params = [...RING_PARAMS, 'n'] as const;
-  const l = locals(params, ['i', 'at', 'id', 'b4']);
+  const params = [...RING_PARAMS, 'i', 'n'] as const;
+  const l = locals(params, ['at', 'id', 'b4', 'first']);
   return {
     name: 'completePacked',
     params: params.length,
     result: false,
     locals: [I32, I32, I32, I32],
     code: [
+      ...[get(l.i), set(l.first)],
       op.doWhile(
         ...[get(l.desc), ...times(l.slot, 4), op.add, set(l.at)],
         ...[...times(l.i, 2), tee(l.b4), op.load32(SCRATCH_MEM, SCRATCH.id), set(l.id)],
-        ...putUsed(l, SRC, [op.const(0)], l.id, [get(l.i), op.eqz], 0),
+        ...putUsed(l, SRC, [op.const(0)], l.id, [get(l.i), get(l.first), op.eq], 0),
         // A chain may have taken several slots, at most a lap.
         ...[get(l.slot), get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.slots), op.add, tee(l.slot), get(l.num), op.geU],
         op.if(
@@ -156,7 +181,7 @@ function completeFunction(): FunctionBody {
 export interface PackedExports {
   takePacked(...args: [...RingArgs, ...ChunkArgs, window: number, from: number, n: number, segment: number]): number;
   fillPacked(...args: [...RingArgs, ...ChunkArgs, ...FillArgs]): number;
-  completePacked(...args: [...RingArgs, n: number]): void;
+  completePacked(...args: [...RingArgs, from: number, n: number]): void;
 }
 
 if (VRING_PACKED_DESC.size !== 16 || DESC.id !== DESC.len + 4)

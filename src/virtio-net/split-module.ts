@@ -74,7 +74,7 @@ function takeFunction(): FunctionBody {
 }
 
 /**
- * fillSplit(…ring, …chunk, used, …fill) → the first of list[i] … list[end − 1] that is not plain, or end. Those before are
+ * fillSplit(…ring, …chunk, used, …fill) → the first of order[i] … order[end − 1] that is not plain, or end. Those before are
  * copied and counted. `filled`: used entries filled before.
  */
 function fillFunction(): FunctionBody {
