@@ -27,7 +27,11 @@ export class Forwarder {
 
   /** Stage 3: delivers a classified burst that came from `source`. */
   forward(burst: Burst, source: Port): void {
-    const { dest, count } = burst;
+    const { dest, count, only } = burst;
+    if (only >= 0) {
+      this.#account(source, count, this.#ports[only]?.transmit(burst.all, 0, count) ?? 0);
+      return;
+    }
     let sent = 0;
     let flooded = false;
     for (let i = 0; i < count; ) {
@@ -35,10 +39,6 @@ export class Forwarder {
       const port = dest[i];
       do i++;
       while (i < count && dest[i] === port);
-      if (port >= 0 && i - from === count) {
-        this.#account(source, count, this.#ports[port]?.transmit(burst.all, 0, count) ?? 0);
-        return;
-      }
       if (port >= 0) this.#append(port, from, i);
       else if (port === DEST_FLOOD && this.#flood(source, from, i)) flooded = true;
       else continue;

@@ -9,7 +9,7 @@ import { COPY_ENTRY_BYTES, DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-
 import { type Code, op } from '../mem/wasm-assembler.ts';
 import { VRING_DESC } from '../uapi/virtio-ring.ts';
 import { MAX_SEGMENTS } from '../virtqueue/segments.ts';
-import { FRONT_BYTES, SCRATCH, TALLY_BROADCAST, TALLY_BYTES, TALLY_GROUP } from './burst.ts';
+import { FRONT_BYTES, SCRATCH, SPREAD_LONGEST, TALLY_BROADCAST, TALLY_BYTES, TALLY_GROUP } from './burst.ts';
 
 const { get, set, tee } = op;
 /** Address and length lie alike in the descriptors of both formats. */
@@ -34,7 +34,7 @@ export function locals<P extends string, L extends string>(
 /** What every function is told of the chunk at hand, and of the device header. */
 export const CHUNK_PARAMS = ['headerLen', 'mapLo', 'mapHi', 'reach', 'base'] as const;
 export type ChunkArgs = [headerLen: number, mapLo: number, mapHi: number, reach: number, base: number];
-export const DESC_LOCALS = ['at', 'lo', 'len', 'off', 'b4', 'c4', 'runLen', 'run', 'bin'] as const;
+export const DESC_LOCALS = ['at', 'lo', 'len', 'off', 'b4', 'c4', 'runLen', 'run', 'bin', 'longest'] as const;
 type L = Record<(typeof CHUNK_PARAMS)[number] | (typeof DESC_LOCALS)[number], number>;
 
 /** Loads the buffer of the descriptor at `at`, and leaves unless the chunk holds it; then `off` is its window offset. */
@@ -68,6 +68,7 @@ export const tallyRun = (l: L): Code[] => [
   ...[...sizeClass(l.runLen), tee(l.bin)],
   ...[get(l.bin), op.load32(SCRATCH_MEM, SCRATCH.tally), get(l.run), op.add, op.store32(SCRATCH_MEM, SCRATCH.tally)],
   ...add(TALLY_BYTES, [get(l.run), get(l.runLen), op.mul]),
+  ...[get(l.runLen), get(l.longest), get(l.runLen), get(l.longest), op.gtU, op.select, set(l.longest)],
 ];
 
 /** Counts a frame of `len` (a local) bytes, whose first two words `word0` and `word1` load. Frames of one length come in runs. */
@@ -83,11 +84,15 @@ const tally = (l: L, len: number, word0: Code[], word1: Code[]): Code[] => [
   ),
 ];
 
+/** v128 locals of `take`, which come last. */
+export const TAKE_WIDE = ['front', 'differ'] as const;
+type TakeLocals = L & Record<'i' | 'segment' | 'window' | (typeof TAKE_WIDE)[number], number>;
+
 /**
  * Puts the packet whose buffer `loadBuffer` has found into the burst as number `i`, in segment number `segment`, and leaves if it
- * is too short for that, or asks something of its receiver. `window` is a local; so is `front`, a v128.
+ * is too short for that, or asks something of its receiver.
  */
-export const takePacket = (l: L & Record<'i' | 'segment' | 'window' | 'front', number>): Code[] => {
+export const takePacket = (l: TakeLocals): Code[] => {
   const put = (array: number, value: Code[], at: number): Code[] => [get(at), ...value, op.store32(SCRATCH_MEM, array)];
   const word = (lane: number): Code[] => [get(l.front), op.lane32(lane)];
   return [
@@ -97,6 +102,8 @@ export const takePacket = (l: L & Record<'i' | 'segment' | 'window' | 'front', n
     ...leaveIf(get(l.off), op.load16(SRC)),
     ...[get(l.off), get(l.headerLen), op.add, tee(l.off), op.load128(SRC), set(l.front)],
     ...[...times(l.i, 4), get(l.front), op.store128(SCRATCH_MEM, SCRATCH.front)],
+    ...[op.const(0), op.load128(SCRATCH_MEM, SCRATCH.front), get(l.front), op.xor128],
+    ...[get(l.differ), op.or128, set(l.differ)],
     ...[get(l.len), get(l.headerLen), op.sub, set(l.len)],
     ...[...times(l.i, 2), set(l.b4), ...times(l.segment, 2), set(l.c4)],
     ...put(SCRATCH.first, [get(l.segment)], l.b4),
@@ -108,6 +115,13 @@ export const takePacket = (l: L & Record<'i' | 'segment' | 'window' | 'front', n
     ...[get(l.segment), op.const(1), op.add, set(l.segment)],
   ];
 };
+
+/** What `take` ends with: counts the last run, and stores how far the packets are alike with the burst's first. */
+export const endTake = (l: TakeLocals): Code[] => [
+  ...tallyRun(l),
+  ...[op.const(0), get(l.differ), op.store128(SCRATCH_MEM, SCRATCH.spread)],
+  ...[op.const(0), get(l.longest), op.store32(SCRATCH_MEM, SCRATCH.spread + 4 * SPREAD_LONGEST)],
+];
 
 /** What `fill` is told beside the ring: num_buffers in the header's last word, the source, and which packets: where their numbers lie in scratch. */
 export const FILL_PARAMS = ['lastWord', 'srcWindow', 'order', 'i', 'end', 'filled'] as const;

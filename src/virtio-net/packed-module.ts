@@ -17,6 +17,7 @@ import {
   type ChunkArgs,
   copyAll,
   DESC_LOCALS,
+  endTake,
   FILL_LOCALS,
   FILL_PARAMS,
   type FillArgs,
@@ -25,6 +26,7 @@ import {
   loadBuffer,
   locals,
   nextPacket,
+  TAKE_WIDE,
   takePacket,
   tallyRun,
   times,
@@ -70,12 +72,12 @@ const putUsed = (l: RingLocals, mem: number, lower: Code[], id: number, first: C
 /** takePacked(…ring, …chunk, window, i, n, segment) → the first packet that is not plain or not there, or n. */
 function takeFunction(): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, 'window', 'i', 'n', 'segment'] as const;
-  const l = locals(params, [...DESC_LOCALS, 'front']);
+  const l = locals(params, [...DESC_LOCALS, ...TAKE_WIDE]);
   return {
     name: 'takePacked',
     params: params.length,
     result: true,
-    locals: [...DESC_LOCALS.map(() => I32), V128],
+    locals: [...DESC_LOCALS.map(() => I32), ...TAKE_WIDE.map(() => V128)],
     code: [
       op.block(
         op.doWhile(
@@ -88,7 +90,7 @@ function takeFunction(): FunctionBody {
           ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.n), op.ltU],
         ),
       ),
-      ...tallyRun(l),
+      ...endTake(l),
       get(l.i),
     ],
   };

@@ -43,6 +43,7 @@ export function takePlain(ring: SplitRing, headerLen: number, burst: Burst, from
     count++;
   }
   for (let k = from; k < i; k++) tallyPacket(burst, k);
+  burst.spread[0] = -1; // not looked at
   return i;
 }
 

@@ -11,6 +11,7 @@ import {
   type ChunkArgs,
   copyAll,
   DESC_LOCALS,
+  endTake,
   FILL_LOCALS,
   FILL_PARAMS,
   type FillArgs,
@@ -20,6 +21,7 @@ import {
   loadBuffer,
   locals,
   nextPacket,
+  TAKE_WIDE,
   takePacket,
   tallyRun,
   times,
@@ -50,12 +52,12 @@ const findDescriptor = (l: RingLocals, mem: number, flags: number): Code[] => [
 function takeFunction(): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, 'window', 'i', 'n', 'segment'] as const;
   const others = [...DESC_LOCALS, 'head'] as const;
-  const l = locals(params, [...others, 'front']);
+  const l = locals(params, [...others, ...TAKE_WIDE]);
   return {
     name: 'takeSplit',
     params: params.length,
     result: true,
-    locals: [...others.map(() => I32), V128],
+    locals: [...others.map(() => I32), ...TAKE_WIDE.map(() => V128)],
     code: [
       op.block(
         op.doWhile(
@@ -67,7 +69,7 @@ function takeFunction(): FunctionBody {
           ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.n), op.ltU],
         ),
       ),
-      ...tallyRun(l),
+      ...endTake(l),
       get(l.i),
     ],
   };
