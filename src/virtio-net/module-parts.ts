@@ -71,11 +71,15 @@ export const tallyRun = (l: L): Code[] => [
   ...[get(l.runLen), get(l.longest), get(l.runLen), get(l.longest), op.gtU, op.select, set(l.longest)],
 ];
 
-/** Counts a frame of `len` (a local) bytes, whose first two words `word0` and `word1` load. Frames of one length come in runs. */
-const tally = (l: L, len: number, word0: Code[], word1: Code[]): Code[] => [
+/** Counts a frame of `len` (a local) bytes. Frames of one length come in runs. */
+const tallyLength = (l: L, len: number): Code[] => [
   ...[get(len), get(l.runLen), op.ne],
   op.if(...tallyRun(l), ...[get(len), set(l.runLen), op.const(0), set(l.run)]),
   ...[get(l.run), op.const(1), op.add, set(l.run)],
+];
+
+/** Counts a frame, whose first two words `word0` and `word1` load, if it goes to a group. */
+const tallyGroup = (word0: Code[], word1: Code[]): Code[] => [
   ...[...word0, op.const(1), op.and],
   op.if(
     ...add(TALLY_GROUP, [op.const(1)]),
@@ -111,7 +115,8 @@ export const takePacket = (l: TakeLocals): Code[] => {
     ...put(SCRATCH.segWindow, [get(l.window)], l.c4),
     ...put(SCRATCH.segOff, [get(l.off)], l.c4),
     ...put(SCRATCH.segLen, [get(l.len)], l.c4),
-    ...tally(l, l.len, word(0), word(1)),
+    ...tallyLength(l, l.len),
+    ...tallyGroup(word(0), word(1)),
     ...[get(l.segment), op.const(1), op.add, set(l.segment)],
   ];
 };
@@ -129,19 +134,32 @@ export type FillArgs = [lastWord: number, srcWindow: number, order: number, from
 export const FILL_LOCALS = ['need', 'payload', 'copyAt'] as const;
 type FillLocals = L & Record<(typeof FILL_PARAMS)[number] | (typeof FILL_LOCALS)[number], number>;
 
-/** Takes packet order[i]: leaves if it asks something of its receiver, or is not one piece in the source window. */
-export const nextPacket = (l: FillLocals): Code[] => [
+/** How the packets are that `fill` delivers: of any kind, or those of a uniform burst, all in the source window, in order. */
+export type Kind = 'any' | 'uniform';
+
+/**
+ * Takes a packet: b4 is four times its number, c4 its segment's. Of any kind it is order[i], and the function is left if it asks
+ * something of its receiver, or is not one piece in the source window. In a uniform burst it is packet i, whose segment is number i.
+ */
+export const nextPacket = (l: FillLocals, kind: Kind): Code[] => [
+  ...(kind === 'any' ? nextOfAny(l) : [...times(l.i, 2), tee(l.b4), set(l.c4)]),
+  ...[get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.len), tee(l.payload), get(l.headerLen), op.add, set(l.need)],
+];
+
+const nextOfAny = (l: FillLocals): Code[] => [
   ...[get(l.order), ...times(l.i, 2), op.add, op.load32(SCRATCH_MEM), op.const(2), op.shl, set(l.b4)],
   ...leaveIf(get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.needs)),
   ...[get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.first), tee(l.c4), op.const(1), op.add],
   ...leaveIf(get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.first + 4), op.ne),
   ...[...times(l.c4, 2), set(l.c4)],
   ...leaveIf(get(l.c4), op.load32(SCRATCH_MEM, SCRATCH.segWindow), get(l.srcWindow), op.ne),
-  ...[get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.len), tee(l.payload), get(l.headerLen), op.add, set(l.need)],
 ];
 
-/** Writes the header, lists the copy and counts the packet, whose buffer `loadBuffer` has found to be long enough. */
-export const fillPacket = (l: FillLocals): Code[] => {
+/**
+ * Writes the header, lists the copy and counts the packet, whose buffer `loadBuffer` has found to be long enough. A uniform burst goes to
+ * one port only and to no group, so that nobody asks who has got what.
+ */
+export const fillPacket = (l: FillLocals, kind: Kind): Code[] => {
   const front = (word: number): Code[] => [...times(l.b4, 2), op.load32(SCRATCH_MEM, SCRATCH.front + 4 * word)];
   return [
     // eight zero bytes, and four that end the header
@@ -151,9 +169,14 @@ export const fillPacket = (l: FillLocals): Code[] => {
     ...[get(l.copyAt), get(l.off), get(l.headerLen), op.add, op.store32(SCRATCH_MEM, SCRATCH.copies + 4)],
     ...[get(l.copyAt), get(l.payload), op.store32(SCRATCH_MEM, SCRATCH.copies + 8)],
     ...[get(l.copyAt), op.const(COPY_ENTRY_BYTES), op.add, set(l.copyAt)],
-    ...[get(l.b4), get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.delivered), op.const(1), op.add],
-    op.store32(SCRATCH_MEM, SCRATCH.delivered),
-    ...tally(l, l.payload, front(0), front(1)),
+    ...(kind === 'any'
+      ? [
+          ...[get(l.b4), get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.delivered), op.const(1), op.add],
+          op.store32(SCRATCH_MEM, SCRATCH.delivered),
+        ]
+      : []),
+    ...tallyLength(l, l.payload),
+    ...(kind === 'any' ? tallyGroup(front(0), front(1)) : []),
     ...[get(l.filled), op.const(1), op.add, set(l.filled)],
     ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.end), op.ltU],
   ];

@@ -22,6 +22,7 @@ import {
   FILL_PARAMS,
   type FillArgs,
   fillPacket,
+  type Kind,
   leaveIf,
   loadBuffer,
   locals,
@@ -96,12 +97,15 @@ function takeFunction(): FunctionBody {
   };
 }
 
+/** The name of `fill` for packets of a kind. */
+const FILL = { any: 'fillPacked', uniform: 'fillPackedUniform' };
+
 /**
  * fillPacked(…ring, …chunk, …fill) → the first of order[i] … order[end − 1] that is not plain or finds no buffer, or end. Those before
  * are copied and counted. `filled`: slots filled before; slot 0 of them all is not shown to the driver. Used elements are stored
  * last and at once: a driver that looks for them while they are made would take the line away between two of them.
  */
-function fillFunction(): FunctionBody {
+function fillFunction(kind: Kind): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, ...FILL_PARAMS] as const;
   const others = [...DESC_LOCALS, ...FILL_LOCALS, 'id', 'at12', 'firstSlot', 'firstAvail', 'before'] as const;
   const l = locals(params, others);
@@ -124,7 +128,7 @@ function fillFunction(): FunctionBody {
     ),
   ];
   return {
-    name: 'fillPacked',
+    name: FILL[kind],
     params: params.length,
     result: true,
     locals: others.map(() => I32),
@@ -132,14 +136,14 @@ function fillFunction(): FunctionBody {
       ...[get(l.slot), set(l.firstSlot), get(l.avail), set(l.firstAvail), get(l.filled), set(l.before)],
       op.block(
         op.doWhile(
-          ...nextPacket(l),
+          ...nextPacket(l, kind),
           ...findDescriptor(l, DST, VRING_DESC_F_WRITE),
           ...loadBuffer(l, DST),
           ...leaveIf(get(l.len), get(l.need), op.ltU),
           ...[get(l.filled), get(l.before), op.sub, op.const(2), op.shl],
           ...[get(l.at), op.load16(DST, DESC.id), op.store32(SCRATCH_MEM, SCRATCH.usedIds)],
           ...nextSlot(l),
-          ...fillPacket(l),
+          ...fillPacket(l, kind),
         ),
       ),
       ...tallyRun(l),
@@ -180,13 +184,21 @@ function completeFunction(): FunctionBody {
   };
 }
 
+type FillPacked = (...args: [...RingArgs, ...ChunkArgs, ...FillArgs]) => number;
+
 export interface PackedExports {
   takePacked(...args: [...RingArgs, ...ChunkArgs, window: number, from: number, n: number, segment: number]): number;
-  fillPacked(...args: [...RingArgs, ...ChunkArgs, ...FillArgs]): number;
+  fillPacked: FillPacked;
+  fillPackedUniform: FillPacked;
   completePacked(...args: [...RingArgs, from: number, n: number]): void;
 }
 
 if (VRING_PACKED_DESC.size !== 16 || DESC.id !== DESC.len + 4)
   throw new RangeError('the stores here count on this layout');
 
-export const packedFunctions = (): FunctionBody[] => [takeFunction(), fillFunction(), completeFunction()];
+export const packedFunctions = (): FunctionBody[] => [
+  takeFunction(),
+  fillFunction('any'),
+  fillFunction('uniform'),
+  completeFunction(),
+];

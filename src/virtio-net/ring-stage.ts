@@ -27,6 +27,9 @@ const availFlags = (ring: PackedRing, ahead: number) => (ring.wrapAt(ahead) === 
 /** Where the numbers of the packets being enqueued lie in scratch memory. */
 const orderOff = ({ order, all }: Burst) => (order === all ? SCRATCH.all : SCRATCH.list);
 
+/** One port gets the whole burst, which goes to no group. */
+const isUniform = ({ uniform, order, all, only }: Burst) => uniform && order === all && only >= 0;
+
 /** One thread's; its functions work on its own burst. */
 export class RingStage {
   readonly #pairs = new ModulePairs<SplitExports & PackedExports>(ringModule());
@@ -103,8 +106,9 @@ export class RingStage {
     const { descOff, availRingOff, usedRingOff, num, mask, next } = ring;
     const { lo, hi, reach, base } = map;
     const pair = this.#pairs.of(src, dst);
+    const fillSplit = isUniform(this.burst) ? pair.fillSplitUniform : pair.fillSplit;
     // biome-ignore format: ring, chunk, packets
-    return pair.fillSplit(
+    return fillSplit(
       descOff, availRingOff, num, mask, next, headerLen, lo, hi, reach, base,
       usedRingOff, lastWord, src.id, orderOff(this.burst), from, end, filled,
     );
@@ -120,8 +124,9 @@ export class RingStage {
     if (from >= to || map.window !== ring.window || dst.memory === undefined || src.memory === undefined) return from;
     const { lo, hi, reach, base } = map;
     const pair = this.#pairs.of(src, dst);
+    const fillPacked = isUniform(this.burst) ? pair.fillPackedUniform : pair.fillPacked;
     // biome-ignore format: ring, chunk, packets
-    return pair.fillPacked(
+    return fillPacked(
       descOff, num, ring.slotAt(filled), availFlags(ring, filled), headerLen, lo, hi, reach, base,
       lastWord, src.id, orderOff(this.burst), from, to, filled,
     );
