@@ -60,7 +60,7 @@ export const SCRATCH = (() => {
     segOff: words(MAX_SEGMENTS),
     segLen: words(MAX_SEGMENTS),
     copies: words(3 * BURST_SIZE),
-    usedIds: words(BURST_SIZE),
+    used: words(2 * BURST_SIZE),
     tally: words(TALLY_WORDS),
     spread: words(SPREAD_WORDS),
   } as const;
