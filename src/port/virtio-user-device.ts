@@ -56,6 +56,10 @@ const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
 /** An odd number of cache lines: buffers begin in all sets of a cache, and not in a few. */
 const strideOf = (room: number) => (Math.ceil(room / LINE) | 1) * LINE;
 
+/** Why a connection was closed is just that: the other side is not there. */
+const isGone = (error: Error | undefined): error is SysError | undefined =>
+  error === undefined || error instanceof SysError;
+
 /** A pair as the main thread has it. Ring 0 receives, ring 1 transmits. */
 interface DevicePair {
   readonly plan: UserPairPlan;
@@ -328,7 +332,7 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     for (let connection: FrontEnd | undefined = frontEnd; connection !== undefined; connection = await this.#again()) {
       const error = await connection.onClose;
       if (this.#closing.signal.aborted) return;
-      if (this.#link.up) this.#setLink({ up: false, speed: 0, reason: error?.message ?? GONE });
+      if (this.#link.up) this.#setLink({ up: false, speed: 0, reason: isGone(error) ? GONE : error.message });
       this.#want(0);
       while (!this.#free()) await sleep(1);
       for (const { control } of this.#pairs) control[PAIR_FAULT] = 0;
@@ -350,11 +354,13 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
         await this.#begin(frontEnd);
         return frontEnd;
       } catch (error) {
-        frontEnd?.close();
+        if (closing.aborted || !(error instanceof SwitchError)) frontEnd?.close();
         if (closing.aborted) return undefined;
         if (!(error instanceof SwitchError)) throw error;
-        // that nobody listens is what the link says already
-        if (!(error instanceof SysError)) this.#setLink({ up: false, speed: 0, reason: error.message });
+        const why = frontEnd?.closed === true ? await frontEnd.onClose : error;
+        frontEnd?.close();
+        // that nobody is there, or not any more, is what the link says already
+        if (!isGone(why)) this.#setLink({ up: false, speed: 0, reason: error.message });
       }
       await sleep(RETRY_MS, undefined, { signal: closing }).catch(() => {});
     }
