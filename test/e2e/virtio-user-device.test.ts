@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { openWindow, WindowPool, type WindowViews } from '../../src/mem/window.ts';
 import type { LinkState } from '../../src/port/device-port.ts';
-import { parseVdev } from '../../src/port/vdev.ts';
+import { parseVdev, type VdevOf } from '../../src/port/vdev.ts';
 import { virtioUserArgs } from '../../src/port/virtio-user-args.ts';
 import { VirtioUserDevice } from '../../src/port/virtio-user-device.ts';
 import { VirtioUserPort } from '../../src/port/virtio-user-port.ts';
@@ -20,7 +20,7 @@ const PATIENCE_MS = 20_000;
 for (const keys of [{ in_order: 0 }, { packed_vq: 1 }])
   test(`virtio-user: a back end that lies is left, and tried again: ${JSON.stringify(keys)}`, async () => {
     const running = await SwitchProcess.start(['--mergeable', '1']);
-    const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9), ...keys }));
+    const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9), ...keys })) as VdevOf<'net_virtio_user'>;
     const device = await VirtioUserDevice.open(virtioUserArgs(vdev), { pool: new WindowPool('wasm') });
     const card = await connectGuest({ path: running.socket, mac: macOf(1) });
     const ringStage = new RingStage();
