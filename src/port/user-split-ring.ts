@@ -151,22 +151,9 @@ export class UserSplitRing extends UserRing {
 
   post(n: number): boolean {
     if (n === 0) return false;
-    const { u16, i32, own, ownLen, posted, mask, head, avail } = this;
-    const availRingIdx = this.#availRingIdx;
-    for (let i = 0; i < n; i++) {
-      const id = own[(head + i) & mask];
-      const entry = availRingIdx + ((avail + i) & mask);
-      posted[id] = 1;
-      if (u16[entry] !== id) u16[entry] = id;
-    }
-    if (!this.#receives) {
-      const lenIdx = this.#descIdx + LEN_WORD;
-      for (let i = 0; i < n; i++) {
-        const at = (head + i) & mask;
-        const word = lenIdx + DESC_WORDS * own[at];
-        if (i32[word] !== ownLen[at]) i32[word] = ownLen[at];
-      }
-    }
+    const { u16, avail } = this;
+    if (this.#receives) this.#offer(n);
+    else this.#offerLengths(n);
     this.give(n);
     const now = (avail + n) & 0xffff;
     this.avail = now;
@@ -174,6 +161,35 @@ export class UserSplitRing extends UserRing {
     Atomics.store(u16, this.#availIdxIdx, now);
     if (this.#eventIdx) return needEvent(Atomics.load(u16, this.#availEventIdx), now, avail);
     return (Atomics.load(u16, this.#usedFlagsIdx) & VRING_USED_F_NO_NOTIFY) === 0;
+  }
+
+  /** Fills the next `n` entries of the available ring. */
+  #offer(n: number): void {
+    const { u16, own, posted, mask, head, avail } = this;
+    const availRingIdx = this.#availRingIdx;
+    for (let i = 0; i < n; i++) {
+      const id = own[(head + i) & mask];
+      const entry = availRingIdx + ((avail + i) & mask);
+      posted[id] = 1;
+      if (u16[entry] !== id) u16[entry] = id;
+    }
+  }
+
+  /** The same, with the descriptors' lengths. */
+  #offerLengths(n: number): void {
+    const { u16, i32, own, ownLen, posted, mask, head, avail } = this;
+    const availRingIdx = this.#availRingIdx;
+    const lenIdx = this.#descIdx + LEN_WORD;
+    for (let i = 0; i < n; i++) {
+      const at = (head + i) & mask;
+      const id = own[at];
+      const len = ownLen[at];
+      const entry = availRingIdx + ((avail + i) & mask);
+      const word = lenIdx + DESC_WORDS * id;
+      posted[id] = 1;
+      if (u16[entry] !== id) u16[entry] = id;
+      if (i32[word] !== len) i32[word] = len;
+    }
   }
 
   enableCalls(): boolean {

@@ -307,51 +307,91 @@ export class VirtioUserPort implements DevicePort {
   #send(pair: UserPair, list: Int32Array, from: number, to: number): number {
     const { counters } = this;
     const { tx } = pair;
+    this.#bytes = 0;
+    const most = Math.min(to, from + tx.count);
+    let k = this.#placePlain(tx, list, from, most);
+    let placed = k - from;
+    if (placed > 0) this.#flush(this.#burst.segments.window[this.#burst.first[list[from]]], placed);
+    for (; k < to; k++) {
+      const fits = this.#fits(tx, list[k]);
+      if (fits && placed === tx.count) break;
+      if (fits) this.#placeAny(tx, list[k], placed++);
+    }
+    if (tx.post(placed)) pair.kick(pair.plan.txKickFd);
+    counters[PORT_SLOTS.rx_packets] += placed;
+    counters[PORT_SLOTS.rx_bytes] += this.#bytes;
+    if (k < to) counters[PORT_SLOTS.rx_drop_no_buffer] += to - k;
+    return to - k;
+  }
+
+  /**
+   * Lists copies of packets list[from] … list[to − 1], as long as each fits, needs nothing and is one piece in the window of the first.
+   * There are as many buffers. @returns the first that is something else, or `to`
+   */
+  #placePlain(tx: UserRing, list: Int32Array, from: number, to: number): number {
     const { first, len: lens, needs, delivered, segments } = this.#burst;
-    const { window: segWindow, off: segOff, len: segLen } = segments;
-    const { own, ownLen, head, mask, buffersOff, stride, count: room } = tx;
+    const { window: segWindow, off: segOff } = segments;
+    const { own, ownLen, head, mask, stride } = tx;
     const { list: copies } = this.#copyStage;
     const headerLen = this.#headerLen;
+    const framesOff = tx.buffersOff + headerLen;
     const maxLen = tx.plan.room - headerLen;
-    let src = -1;
-    let entries = 0;
-    let placed = 0;
+    const src = from < to ? segWindow[first[list[from]]] : 0;
     let bytes = 0;
+    let at = head;
+    let entry = 0;
     let k = from;
     for (; k < to; k++) {
       const packet = list[k];
       const len = lens[packet];
-      if (len < 0 || len > maxLen || needs[packet] !== 0) {
-        counters[len > maxLen ? PORT_SLOTS.rx_drop_too_big : PORT_SLOTS.rx_drop_bad_offload]++;
-        continue;
-      }
-      if (placed === room) break;
-      const at = (head + placed) & mask;
-      let dst = buffersOff + own[at] * stride + headerLen;
+      const s = first[packet];
+      if (len < 0 || len > maxLen || needs[packet] !== 0 || first[packet + 1] - s !== 1 || segWindow[s] !== src) break;
+      copies[entry] = segOff[s];
+      copies[entry + 1] = framesOff + own[at] * stride;
+      copies[entry + 2] = len;
       ownLen[at] = len + headerLen;
-      const end = first[packet + 1];
-      for (let s = first[packet]; s < end; s++) {
-        if (segWindow[s] !== src) {
-          if (entries > 0) this.#flush(src, entries);
-          entries = 0;
-          src = segWindow[s];
-        }
-        copies[3 * entries] = segOff[s];
-        copies[3 * entries + 1] = dst;
-        copies[3 * entries + 2] = segLen[s];
-        dst += segLen[s];
-        entries++;
-      }
       delivered[packet]++;
       bytes += len;
-      placed++;
+      entry += 3;
+      at = (at + 1) & mask;
     }
-    if (entries > 0) this.#flush(src, entries);
-    if (tx.post(placed)) pair.kick(pair.plan.txKickFd);
-    counters[PORT_SLOTS.rx_packets] += placed;
-    counters[PORT_SLOTS.rx_bytes] += bytes;
-    if (k < to) counters[PORT_SLOTS.rx_drop_no_buffer] += to - k;
-    return to - k;
+    this.#bytes = bytes;
+    return k;
+  }
+
+  /** True if the packet can be sent at all; else it is counted. */
+  #fits(tx: UserRing, packet: number): boolean {
+    const { len, needs } = this.#burst;
+    const maxLen = tx.plan.room - this.#headerLen;
+    if (len[packet] >= 0 && len[packet] <= maxLen && needs[packet] === 0) return true;
+    this.counters[len[packet] > maxLen ? PORT_SLOTS.rx_drop_too_big : PORT_SLOTS.rx_drop_bad_offload]++;
+    return false;
+  }
+
+  /** Copies a packet of any layout into the buffer `n` behind the first of our own. */
+  #placeAny(tx: UserRing, packet: number, n: number): void {
+    const { first, len, delivered, segments } = this.#burst;
+    const { list: copies } = this.#copyStage;
+    const at = (tx.head + n) & tx.mask;
+    let dst = tx.buffersOff + tx.own[at] * tx.stride + this.#headerLen;
+    let src = segments.window[first[packet]];
+    let entries = 0;
+    for (let s = first[packet]; s < first[packet + 1]; s++) {
+      if (segments.window[s] !== src) {
+        this.#flush(src, entries);
+        entries = 0;
+        src = segments.window[s];
+      }
+      copies[3 * entries] = segments.off[s];
+      copies[3 * entries + 1] = dst;
+      copies[3 * entries + 2] = segments.len[s];
+      dst += segments.len[s];
+      entries++;
+    }
+    this.#flush(src, entries);
+    tx.ownLen[at] = len[packet] + this.#headerLen;
+    delivered[packet]++;
+    this.#bytes += len[packet];
   }
 
   #flush(src: number, entries: number): void {
