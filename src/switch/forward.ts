@@ -4,12 +4,20 @@
 import type { Port } from '../port/port.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
-import { type Classifier, DEST_DROP, DEST_FLOOD } from './classify.ts';
+import { DEST_DROP, DEST_FLOOD, DEST_UPLINKS, floodExcept, floodVid } from './destination.ts';
+import type { Egress } from './egress.ts';
+import type { Learner } from './learner.ts';
+import type { SwitchConfig, UplinkConfig } from './switch-config.ts';
+import { keepFitting } from './uplink-mtu.ts';
 
 export class Forwarder {
-  readonly #classifier: Classifier;
+  readonly #learner: Learner;
   /** by port number; a port that has gone leaves undefined */
   readonly #ports: readonly (Port | undefined)[];
+  readonly #uplinks: readonly UplinkConfig[];
+  /** by port number: the MTU of an uplink, 0 of others */
+  readonly #mtu: Int32Array;
+  readonly #egress: Egress;
   /** the packets for port p are list[32 · p] … list[32 · p + count[p] − 1] */
   readonly #list: Int32Array;
   readonly #count: Int32Array;
@@ -17,9 +25,14 @@ export class Forwarder {
   readonly #touched: Int32Array;
   #nTouched = 0;
 
-  constructor(classifier: Classifier, ports: readonly (Port | undefined)[], maxPorts: number) {
-    this.#classifier = classifier;
+  constructor(config: SwitchConfig, learner: Learner, ports: readonly (Port | undefined)[], egress: Egress) {
+    const { maxPorts, uplinks = [] } = config;
+    this.#learner = learner;
     this.#ports = ports;
+    this.#uplinks = uplinks;
+    this.#mtu = new Int32Array(maxPorts);
+    for (const { port, mtu } of uplinks) this.#mtu[port] = mtu;
+    this.#egress = egress;
     this.#list = new Int32Array(BURST_SIZE * maxPorts);
     this.#count = new Int32Array(maxPorts);
     this.#touched = new Int32Array(maxPorts);
@@ -30,19 +43,17 @@ export class Forwarder {
     const { dest, delivered, count } = burst;
     for (let i = 0; i < count; ) {
       const from = i;
-      const port = dest[i];
-      for (; i < count && dest[i] === port; i++) delivered[i] = 0;
-      if (port >= 0) this.#append(port, from, i);
-      else if (port === DEST_FLOOD && !this.#flood(source, from, i)) dest.fill(DEST_DROP, from, i);
+      const to = dest[i];
+      for (; i < count && dest[i] === to; i++) delivered[i] = 0;
+      if (to >= DEST_FLOOD) {
+        if (!this.#flood(source, to, from, i)) dest.fill(DEST_DROP, from, i);
+      } else if (to >= 0) this.#append(to, from, i);
+      else if (to === DEST_UPLINKS) for (const { port } of this.#uplinks) this.#append(port, from, i);
     }
+    const dressing = this.#egress.begin(burst);
     if (this.#nTouched === 0) return;
-    for (let t = 0; t < this.#nTouched; t++) {
-      const id = this.#touched[t];
-      const from = BURST_SIZE * id;
-      // another lcore may have learned an address on a port that is yet to come to this one
-      this.#ports[id]?.transmit(this.#list, from, from + this.#count[id]);
-      this.#count[id] = 0;
-    }
+    if (dressing) this.#sendDressed(burst, this.#learner.isUplink[source.id] === 1);
+    else this.#sendAsTheyAre(burst);
     this.#nTouched = 0;
 
     let forwarded = 0;
@@ -55,6 +66,49 @@ export class Forwarder {
     source.counters[PORT_SLOTS.tx_drop_receiver] += sent - forwarded;
   }
 
+  #sendAsTheyAre(burst: Burst): void {
+    for (let t = 0; t < this.#nTouched; t++) {
+      const id = this.#touched[t];
+      if (this.#mtu[id] !== 0) this.#leaveOutLong(burst, id);
+      this.#send(id);
+    }
+  }
+
+  /** First to the ports that take the packets as they are, then to those that want other fronts. */
+  #sendDressed(burst: Burst, outside: boolean): void {
+    const egress = this.#egress;
+    // lengths are those that came, until something is dressed
+    for (let t = 0; t < this.#nTouched; t++)
+      if (this.#mtu[this.#touched[t]] !== 0) this.#leaveOutLong(burst, this.#touched[t]);
+    for (let t = 0; t < this.#nTouched; t++)
+      if (egress.asTheyAre(this.#touched[t], outside)) this.#send(this.#touched[t]);
+    for (let t = 0; t < this.#nTouched; t++) {
+      const id = this.#touched[t];
+      const n = this.#count[id];
+      if (n === 0) continue;
+      egress.dress(burst, this.#list, BURST_SIZE * id, BURST_SIZE * id + n, id, outside);
+      this.#send(id);
+    }
+  }
+
+  #send(id: number): void {
+    const from = BURST_SIZE * id;
+    const n = this.#count[id];
+    this.#count[id] = 0;
+    // another lcore may have learned an address on a port that is yet to come to this one
+    if (n > 0) this.#ports[id]?.transmit(this.#list, from, from + n);
+  }
+
+  /** Takes what is longer than the uplink's MTU off its list. */
+  #leaveOutLong(burst: Burst, id: number): void {
+    const n = this.#count[id];
+    const kept = keepFitting(burst, this.#list, BURST_SIZE * id, n, this.#mtu[id]);
+    if (kept === n) return;
+    this.#count[id] = kept;
+    const port = this.#ports[id];
+    if (port !== undefined) port.counters[PORT_SLOTS.rx_drop_mtu] += n - kept;
+  }
+
   #append(port: number, from: number, to: number): void {
     const list = this.#list;
     const n = this.#count[port];
@@ -64,12 +118,16 @@ export class Forwarder {
     this.#count[port] = n + to - from;
   }
 
-  /** Lists packets for every port that takes frames, but the one they came from. @returns false if there is none */
-  #flood(source: Port, from: number, to: number): boolean {
+  /** Lists packets for every port of their VLAN that takes frames, but the one they came from. @returns false if there is none */
+  #flood(source: Port, dest: number, from: number, to: number): boolean {
+    const vid = floodVid(dest);
+    const except = floodExcept(dest);
+    const { isUplink } = this.#learner;
     let copies = 0;
     for (let id = 0; id < this.#ports.length; id++) {
       const port = this.#ports[id];
-      if (port === undefined || id === source.id || !port.canTransmit || !this.#classifier.mayReceive(id)) continue;
+      if (port === undefined || id === source.id || !port.canTransmit || !this.#learner.mayReceive(id)) continue;
+      if (id === except || !this.#egress.carries(id, vid) || (isUplink[id] & isUplink[source.id]) !== 0) continue;
       this.#append(id, from, to);
       copies++;
     }
