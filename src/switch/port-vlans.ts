@@ -37,17 +37,19 @@ export class PortVlans {
   /** EtherType of the tags on the uplink */
   readonly tagType: number;
   readonly #config: VlanConfig;
+  readonly #learning: SwitchConfig['learning'];
   /** of PORT_TRUNK: the VLANs it is in, one bit each */
   readonly #member: (Uint32Array | undefined)[];
   /** devices in each VLAN */
   readonly #devices = new Int32Array(VIDS);
 
-  constructor(config: VlanConfig, { maxPorts, uplinks = [] }: SwitchConfig) {
+  constructor(config: VlanConfig, { learning, maxPorts, uplinks = [] }: SwitchConfig) {
     this.kind = new Uint8Array(maxPorts);
     this.untagged = new Int32Array(maxPorts).fill(NO_VID);
     this.ownTag = new Int32Array(maxPorts);
     this.tagType = config.guest === 'qinq' ? ETH_P_8021AD : ETH_P_8021Q;
     this.#config = config;
+    this.#learning = learning;
     this.#member = Array(maxPorts).fill(undefined);
     for (const { port } of uplinks) {
       this.kind[port] = PORT_UPLINK;
@@ -55,9 +57,11 @@ export class PortVlans {
     }
   }
 
-  /** Puts a device's port into its VLANs; undefined: into those of the plan. Throws RangeError for a VLAN that cannot be. */
+  /** Puts a device's port into its VLANs; undefined: into those of the plan. Throws RangeError for VLANs that cannot be. */
   set(port: number, vlan: PortVlan | undefined): void {
     if (this.kind[port] === PORT_UPLINK) return;
+    if (vlan !== undefined && 'trunk' in vlan && this.#learning === 'first')
+      throw new RangeError('a device in several VLANs, where each has one address for good');
     this.remove(port);
     if (vlan === undefined) {
       this.kind[port] = PORT_PLAN;

@@ -22,6 +22,7 @@ import {
   UNKNOWN,
 } from './classify.ts';
 import { DEST_DROP, flood, TARGET_DROP } from './destination.ts';
+import { typeOf } from './egress.ts';
 import { ETHERNET_HEADER, GROUP_BIT, type Learner, sourceFirst, sourceLast } from './learner.ts';
 import { NOT_FOUND, vidBits } from './mac-table.ts';
 import {
@@ -121,7 +122,7 @@ export class VlanClassifier implements Classify {
       }
       burst.dest[from] = Math.max(target, DEST_DROP);
       i++;
-      if (malformed < 0 && marks.cut[from] === 0 && marks.nested[from] === 0) i = this.#spread(burst, from, beside);
+      if (malformed < 0 && !isTagType(typeOf(burst, from))) i = this.#spread(burst, from, beside);
       if (target <= TARGET_DROP) counters[TARGET_DROP - target] += i - from;
     }
   }
@@ -211,13 +212,10 @@ export class VlanClassifier implements Classify {
    * The outermost tag of packet `i`: its EtherType, 0 for none; its second half; the EtherType behind it, read once, or −1 if the packet
    * ends before that.
    */
-  #outerTag(
-    { frontBytes, segments, first }: Burst,
-    i: number,
-    beside: number,
-  ): { type: number; tci: number; behind: number } {
+  #outerTag(burst: Burst, i: number, beside: number): { type: number; tci: number; behind: number } {
+    const { frontBytes, segments, first } = burst;
     const at = FRONT_BYTES * i + TYPE_OFF;
-    const type = (frontBytes[at] << 8) | frontBytes[at + 1];
+    const type = typeOf(burst, i);
     const tag = this.#tag;
     tag.behind = type;
     if (beside !== 0) {
@@ -295,8 +293,8 @@ export class VlanClassifier implements Classify {
   }
 
   /**
-   * Treats the packets behind `from`, which is untagged or has its tag beside it, like it as far as they have the same addresses, type
-   * and tag, and a fair length. @returns the first packet of another kind, or the burst's count
+   * Treats the packets behind `from`, which has no tag but perhaps beside it, like it as far as they have the same addresses, type and
+   * tag beside, and a fair length. @returns the first packet of another kind, or the burst's count
    */
   #spread({ count, len, dest, front, tag }: Burst, from: number, beside: number): number {
     const { vid, cut, nested } = this.#marks;

@@ -3,7 +3,7 @@
  */
 import assert from 'node:assert/strict';
 import { PortTable } from '../../src/lcore/port-table.ts';
-import type { WindowViews } from '../../src/mem/window.ts';
+import { unmapFrom, type WindowHandle, type WindowViews } from '../../src/mem/window.ts';
 import type { Port } from '../../src/port/port.ts';
 import { RxRetry } from '../../src/port/rx-retry.ts';
 import { counterBlock, PORT_SLOTS, type PortCounter, readCounters } from '../../src/stats/counters.ts';
@@ -16,6 +16,9 @@ import { pool, Ram } from './ram.ts';
 import { CONFIG, type GuestPlace } from './test-switch.ts';
 
 const FRONTS_OFF = 2 ** 19;
+/** What the switch writes to in its own window. */
+const BOUNCE_FROM = 2 ** 16;
+const BOUNCE_BYTES = 2 ** 21;
 const SLOT_BYTES = 16384;
 const MAX_ROUNDS = 10_000;
 
@@ -104,6 +107,10 @@ export class ListUplink implements Port {
 
   complete(): void {}
 
+  close(): void {
+    this.#ram.close();
+  }
+
   /** What has left since the last call. */
   taken(): Buffer[] {
     return this.sent.splice(0);
@@ -124,6 +131,7 @@ export class UplinkSwitch implements GuestPlace {
   readonly #ports: (Port | undefined)[];
   readonly #switching: Switching;
   readonly #retry: RxRetry;
+  readonly #bounce: WindowHandle;
   #now = 0;
 
   constructor(config: Partial<SwitchConfig> = {}, uplinks = 1, mtu = 1500) {
@@ -136,6 +144,7 @@ export class UplinkSwitch implements GuestPlace {
     const tell = (what: string) => (port: number) => void this.events.push(`${what} ${port}`);
     this.#retry = new RxRetry(whole.rxRetry?.num, whole.rxRetry?.delayUs);
     const bounce = pool.acquire();
+    this.#bounce = bounce;
     const rings = { onFault: tell('fault'), onMiss: tell('miss') };
     const table = new PortTable(whole.maxPorts, new Caller(new Int32Array(1), 0), bounce, rings, this.#retry);
     this.#table = table;
@@ -162,6 +171,13 @@ export class UplinkSwitch implements GuestPlace {
         this.#switching.classifier.forget(id);
       },
     };
+  }
+
+  /** Gives the switch's own memory back; the guests' is theirs. */
+  close(): void {
+    for (const uplink of this.uplinks) uplink.close();
+    unmapFrom(this.#bounce, BOUNCE_FROM, BOUNCE_BYTES);
+    pool.release(this.#bounce);
   }
 
   get uplink(): ListUplink {

@@ -1,6 +1,7 @@
 /** VLANs that sockets have of their own: who hears whom, and with what tag. */
 import assert from 'node:assert/strict';
 import { afterEach, test } from 'node:test';
+import { counterBlock, PORT_SLOTS } from '../../src/stats/counters.ts';
 import type { PortVlan, SwitchConfig, VlanConfig } from '../../src/switch/switch-config.ts';
 import { featureMask } from '../../src/uapi/virtio.ts';
 import {
@@ -183,7 +184,9 @@ test('VLANs: a device that goes leaves its VLANs, and its number is another’s 
 test('VLANs: one that cannot be is refused', () => {
   on = new UplinkSwitch({ vlan: PLAIN });
   for (const vlan of [{ access: 0 }, { access: 4095 }, { trunk: [5, 4096] }, { trunk: [5], native: 1.5 }])
-    assert.throws(() => on.lcore.addPort(0, new SharedArrayBuffer(1024), vlan), RangeError);
+    assert.throws(() => on.lcore.addPort(0, counterBlock(PORT_SLOTS), vlan), RangeError);
+  on = new UplinkSwitch({ vlan: PLAIN, learning: 'first' });
+  assert.throws(() => on.lcore.addPort(0, counterBlock(PORT_SLOTS), { trunk: [5] }), RangeError);
 });
 
 const OFFLOADS = featureMask(
