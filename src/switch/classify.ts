@@ -6,7 +6,7 @@ import { PORT_SLOTS } from '../stats/counters.ts';
 import { BAD_OFFLOAD, type Burst, FRONT_WORDS, MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
 import { NEED_CSUM } from '../virtio-net/offload.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
-import { DEST_DROP, DEST_UPLINKS, flood, TARGET_DROP } from './destination.ts';
+import { DEST_DROP, DEST_FLOOD, DEST_UPLINKS, flood, TARGET_DROP } from './destination.ts';
 import { ETHERNET_HEADER, GROUP_BIT, type Learner, sourceFirst, sourceLast } from './learner.ts';
 import { NOT_FOUND } from './mac-table.ts';
 import type { PortVlan, SwitchConfig } from './switch-config.ts';
@@ -68,21 +68,36 @@ export class Classifier implements Classify {
   /** As in {@link Classify}. Packets between the same two addresses mostly come in runs: each run is looked up once. */
   classify(burst: Burst, port: number, counters: Float64Array, now: number): void {
     const { count, len, front } = burst;
+    burst.only = -1;
     if (this.#config.learning === 'first' && !this.#learner.admit(burst, NO_VLAN, port, counters, now)) return;
-    const outside = this.#learner.isUplink[port] === 1;
+    const { isUplink } = this.#learner;
+    const outside = isUplink[port] === 1;
+    if (burst.uniform && (sourceFirst(front, 0) & GROUP_BIT) === 0) {
+      const target = this.#route(front, 0, port, counters, now, outside);
+      if (target >= 0 && target < DEST_FLOOD && isUplink[target] === 0) {
+        burst.only = target;
+        return;
+      }
+      burst.dest.fill(Math.max(target, DEST_DROP), 0, count);
+      if (target <= TARGET_DROP) counters[TARGET_DROP - target] += count;
+      return;
+    }
     for (let i = 0; i < count; ) {
       const from = i;
       const malformed = malformedSlot(len[i], burst.needs[i], sourceFirst(front, i));
-      let target = TARGET_DROP - malformed;
-      if (malformed < 0)
-        target = outside ? this.#routeIn(front, i, port, counters, now) : this.#routeOut(front, i, port, counters, now);
+      const target = malformed < 0 ? this.#route(front, i, port, counters, now, outside) : TARGET_DROP - malformed;
       i = malformed < 0 ? spread(burst, i, target) : i + 1;
       burst.dest[from] = Math.max(target, DEST_DROP);
       if (target <= TARGET_DROP) counters[TARGET_DROP - target] += i - from;
     }
   }
 
-  /** Learns which guest packet `i` comes from, and says where it goes. @returns what goes to `burst.dest`, or TARGET_DROP less a slot */
+  /** Learns where packet `i` comes from, and says where it goes. @returns what goes to `burst.dest`, or TARGET_DROP less a slot */
+  #route(front: Int32Array, i: number, port: number, counters: Float64Array, now: number, outside: boolean): number {
+    return outside ? this.#routeIn(front, i, port, counters, now) : this.#routeOut(front, i, port, counters, now);
+  }
+
+  /** Learns which guest packet `i` comes from, and says where it goes. */
   #routeOut(front: Int32Array, i: number, port: number, counters: Float64Array, now: number): number {
     if (this.#config.learning === 'dynamic')
       this.#learner.learn(sourceFirst(front, i), sourceLast(front, i), port, counters, now);

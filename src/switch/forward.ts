@@ -4,7 +4,7 @@
 import type { Port } from '../port/port.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
-import { DEST_DROP, DEST_FLOOD, DEST_UPLINKS, floodExcept, floodVid } from './destination.ts';
+import { DEST_FLOOD, DEST_UPLINKS, floodExcept, floodVid } from './destination.ts';
 import type { Egress } from './egress.ts';
 import type { Learner } from './learner.ts';
 import type { SwitchConfig, UplinkConfig } from './switch-config.ts';
@@ -40,63 +40,78 @@ export class Forwarder {
 
   /** Stage 3: delivers a classified burst that came from `source`. */
   forward(burst: Burst, source: Port): void {
-    const { dest, delivered, count } = burst;
+    const { dest, count, only } = burst;
+    if (only >= 0) {
+      this.#account(source, count, this.#ports[only]?.transmit(burst.all, 0, count) ?? 0);
+      return;
+    }
+    let sent = 0;
+    let several = false;
     for (let i = 0; i < count; ) {
       const from = i;
       const to = dest[i];
-      for (; i < count && dest[i] === to; i++) delivered[i] = 0;
+      do i++;
+      while (i < count && dest[i] === to);
       if (to >= DEST_FLOOD) {
-        if (!this.#flood(source, to, from, i)) dest.fill(DEST_DROP, from, i);
+        if (!this.#flood(source, to, from, i)) continue;
+        several = true;
       } else if (to >= 0) this.#append(to, from, i);
-      else if (to === DEST_UPLINKS) for (const { port } of this.#uplinks) this.#append(port, from, i);
+      else if (to === DEST_UPLINKS) {
+        for (const { port } of this.#uplinks) this.#append(port, from, i);
+        several ||= this.#uplinks.length > 1;
+      } else continue;
+      sent += i - from;
     }
     const dressing = this.#egress.begin(burst);
-    if (this.#nTouched === 0) return;
-    if (dressing) this.#sendDressed(burst, this.#learner.isUplink[source.id] === 1);
-    else this.#sendAsTheyAre(burst);
+    if (sent === 0) return;
+    if (several) burst.delivered.fill(0, 0, count);
+    const outside = this.#learner.isUplink[source.id] === 1;
+    const taken = dressing ? this.#sendDressed(burst, outside) : this.#sendAsTheyAre(burst);
     this.#nTouched = 0;
+    this.#account(source, sent, several ? deliveredOf(burst) : taken);
+  }
 
-    let forwarded = 0;
-    let sent = 0;
-    for (let i = 0; i < count; i++) {
-      if (delivered[i] > 0) forwarded++;
-      if (dest[i] !== DEST_DROP) sent++;
-    }
+  #account(source: Port, sent: number, forwarded: number): void {
     source.counters[PORT_SLOTS.tx_forwarded] += forwarded;
     source.counters[PORT_SLOTS.tx_drop_receiver] += sent - forwarded;
   }
 
-  #sendAsTheyAre(burst: Burst): void {
+  /** Hands each port touched its share. @returns packets taken, of all together */
+  #sendAsTheyAre(burst: Burst): number {
+    let taken = 0;
     for (let t = 0; t < this.#nTouched; t++) {
       const id = this.#touched[t];
       if (this.#mtu[id] !== 0) this.#leaveOutLong(burst, id);
-      this.#send(id);
+      taken += this.#send(id);
     }
+    return taken;
   }
 
-  /** First to the ports that take the packets as they are, then to those that want other fronts. */
-  #sendDressed(burst: Burst, outside: boolean): void {
+  /** The same, first to the ports that take the packets as they are, then to those that want other fronts. */
+  #sendDressed(burst: Burst, outside: boolean): number {
     const egress = this.#egress;
+    let taken = 0;
     // lengths are those that came, until something is dressed
     for (let t = 0; t < this.#nTouched; t++)
       if (this.#mtu[this.#touched[t]] !== 0) this.#leaveOutLong(burst, this.#touched[t]);
     for (let t = 0; t < this.#nTouched; t++)
-      if (egress.asTheyAre(this.#touched[t], outside)) this.#send(this.#touched[t]);
+      if (egress.asTheyAre(this.#touched[t], outside)) taken += this.#send(this.#touched[t]);
     for (let t = 0; t < this.#nTouched; t++) {
       const id = this.#touched[t];
       const n = this.#count[id];
       if (n === 0) continue;
       egress.dress(burst, this.#list, BURST_SIZE * id, BURST_SIZE * id + n, id, outside);
-      this.#send(id);
+      taken += this.#send(id);
     }
+    return taken;
   }
 
-  #send(id: number): void {
+  #send(id: number): number {
     const from = BURST_SIZE * id;
     const n = this.#count[id];
     this.#count[id] = 0;
     // another lcore may have learned an address on a port that is yet to come to this one
-    if (n > 0) this.#ports[id]?.transmit(this.#list, from, from + n);
+    return n > 0 ? (this.#ports[id]?.transmit(this.#list, from, from + n) ?? 0) : 0;
   }
 
   /** Takes what is longer than the uplink's MTU off its list. */
@@ -135,4 +150,11 @@ export class Forwarder {
     source.counters[PORT_SLOTS.tx_drop_alone] += to - from;
     return false;
   }
+}
+
+/** Packets that some port has taken. */
+function deliveredOf({ delivered, count }: Burst): number {
+  let packets = 0;
+  for (let i = 0; i < count; i++) if (delivered[i] > 0) packets++;
+  return packets;
 }

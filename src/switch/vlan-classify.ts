@@ -100,6 +100,7 @@ export class VlanClassifier implements Classify {
     const { count, len, front, tag } = burst;
     const marks = this.#marks;
     marks.cuts = false;
+    burst.only = -1;
     if (!burst.tagged) tag.fill(0, 0, count);
     burst.tagged = false;
     if (this.#config.learning === 'first' && !this.#learner.admit(burst, this.untaggedVid(port), port, counters, now))

@@ -37,6 +37,7 @@ export class FrontStage {
    */
   open(burst: Burst, cut: Int32Array): void {
     const { segments, first, len, needs, header, count } = burst;
+    burst.uniform = false;
     const { window, off, len: bytes } = segments;
     let end = first[count];
     segments.count = end + count;

@@ -61,6 +61,7 @@ export class ListUplink implements Port {
     segments.count = 0;
     burst.needs.fill(0);
     burst.offloads = false;
+    burst.uniform = false;
     burst.tagged = frames.some(({ tag }) => tag !== undefined);
     burst.count = frames.length;
     frames.forEach(({ bytes, tag = 0 }, i) => {
