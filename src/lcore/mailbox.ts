@@ -6,8 +6,8 @@
  * that it had begun before the command.
  */
 import type { WindowHandle } from '../mem/window.ts';
-import type { SharedSwitchState } from '../switch/classify.ts';
-import type { SwitchConfig } from '../switch/switch-config.ts';
+import type { SharedSwitchState } from '../switch/learner.ts';
+import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 
 /** Words of the control block. */
@@ -17,7 +17,12 @@ export const CONTROL_CALLING = 1;
 export const CONTROL_WORDS = 2;
 
 export type Command =
-  | { readonly type: 'addPort'; readonly port: number; readonly counters: SharedArrayBuffer }
+  | {
+      readonly type: 'addPort';
+      readonly port: number;
+      readonly counters: SharedArrayBuffer;
+      readonly vlan: PortVlan | undefined;
+    }
   | { readonly type: 'removePort'; readonly port: number }
   | { readonly type: 'setMemory'; readonly port: number; readonly memory: PackedMemory }
   | {

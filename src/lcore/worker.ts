@@ -61,7 +61,7 @@ function watchKick(port: number, vring: number, fd: number | undefined): void {
 function carryOut(command: Command): Answer {
   switch (command.type) {
     case 'addPort':
-      lcore.addPort(command.port, command.counters);
+      lcore.addPort(command.port, command.counters, command.vlan);
       return undefined;
     case 'removePort':
       lcore.removePort(command.port);
