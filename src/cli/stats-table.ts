@@ -11,7 +11,7 @@ const row = (label: string, value: number) => `${`${label}:`.padEnd(24)}${value}
 /** Counters that name a drop and are not zero. */
 function drops(counters: Record<PortCounter, number>): string[] {
   return Object.entries(counters)
-    .filter(([name, value]) => /_drop_|_fault_|_refused|_failed/.test(name) && value > 0)
+    .filter(([name, value]) => /_drop_|_fault_|_refused|_failed|_missed/.test(name) && value > 0)
     .map(([name, value]) => row(`  ${name}`, value));
 }
 

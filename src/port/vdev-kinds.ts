@@ -31,6 +31,8 @@ const SOCKET_PATH = boundedText('a path', 107);
 const FILE_PATH = boundedText('a path', 4095);
 /** IFNAMSIZ, less the final zero. */
 const INTERFACE = boundedText('the name of an interface', 15);
+/** The same, in any network namespace. */
+const PLACED_INTERFACE = boundedText('the name of an interface, or NAMESPACE:INTERFACE', 255);
 const COUNT = integer(1, INT32_MAX);
 const BYTES = integer(1, INT32_MAX);
 
@@ -96,7 +98,7 @@ export const VDEV_KINDS = {
   net_af_packet: {
     aliases: ['eth_af_packet'],
     keys: {
-      iface: required(INTERFACE),
+      iface: required(PLACED_INTERFACE),
       qpairs: setting(integer(1, 16), '1'),
       blocksz: key(BYTES),
       framesz: key(BYTES),
