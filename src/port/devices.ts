@@ -6,6 +6,8 @@ import { ConfigError } from '../errors.ts';
 import { openAfPacket } from './af-packet.ts';
 import { AfPacketPort, type AfPacketSpec } from './af-packet-port.ts';
 import type { DeviceOpening, DevicePort, DeviceSpec, DeviceTools, OpenedDevice } from './device-port.ts';
+import { openTapDevice } from './tap.ts';
+import { TapPort, type TapSpec } from './tap-port.ts';
 import type { Vdev, VdevOf } from './vdev.ts';
 
 interface Kind<K extends Vdev['kind'], Spec extends DeviceSpec> {
@@ -23,6 +25,7 @@ const kind = <K extends Vdev['kind'], Spec extends DeviceSpec>(
 
 const KINDS = {
   net_af_packet: kind<'net_af_packet', AfPacketSpec>(openAfPacket, (...args) => new AfPacketPort(...args), true),
+  net_tap: kind<'net_tap', TapSpec>(openTapDevice, (...args) => new TapPort(...args)),
 };
 
 /** A port of any kind as lcores are told of it; survives postMessage. */
