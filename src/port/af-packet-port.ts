@@ -29,7 +29,7 @@ import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import { MAX_SEGMENTS } from '../virtqueue/segments.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
-import { emptyBurst, insertTag, KERNEL_HEADER_BYTES, putFrame, TAG_BYTES, writeHeader } from './kernel-frame.ts';
+import { insertTag, KERNEL_HEADER_BYTES, putFrame, TAG_BYTES, writeHeader } from './kernel-frame.ts';
 import { SendOutcome } from './send-outcome.ts';
 
 const { off: SLOT } = TPACKET2_HDR;
@@ -210,7 +210,7 @@ export class AfPacketPort implements DevicePort {
 
   receive(queue: number): number {
     const { burst } = this.#tools.ringStage;
-    emptyBurst(burst);
+    burst.clear();
     const receiver = this.#receivers[queue];
     receiver.receive(this.#tools);
     const { count, len } = burst;
