@@ -9,6 +9,7 @@ import { comesBack, openDevice, type UplinkDevice } from '../port/devices.ts';
 import { interfaceOfCard, type PciRequest } from '../port/pci-interface.ts';
 import { parseVdev, type Vdev } from '../port/vdev.ts';
 import { PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts';
+import type { UplinkConfig } from '../switch/switch-config.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
 
 /** A port that is no guest's, as the user asks for it. */
@@ -71,6 +72,11 @@ class Uplink {
 
   get link(): LinkState {
     return this.#device?.opened.link ?? GONE;
+  }
+
+  /** As opened first; an MTU that changes later counts from the switch's next start. */
+  get port(): UplinkConfig {
+    return { port: this.id, mtu: (this.#device as UplinkDevice).opened.mtu };
   }
 
   async open(): Promise<void> {
@@ -166,6 +172,11 @@ export class Uplinks {
       await all.close();
       throw error;
     }
+  }
+
+  /** What the rules of the switch know of them. */
+  get ports(): UplinkConfig[] {
+    return this.#uplinks.map(({ port }) => port);
   }
 
   /** Lets the lcores use them. */
