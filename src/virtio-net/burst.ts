@@ -123,6 +123,17 @@ export class Burst {
   /** all packets go between the same two addresses with the same type, none asks anything of its receiver, and their lengths are fair */
   uniform = false;
 
+  /** Empties the burst, for a port that is about to fill it by its own means. */
+  clear(): void {
+    this.segments.count = 0;
+    this.count = 0;
+    this.uniform = false;
+    this.tagged = false;
+    if (!this.offloads) return;
+    this.needs.fill(0);
+    this.offloads = false;
+  }
+
   /** Makes the burst one frame, which lies in one piece and asks nothing of its receiver. */
   putOne(window: number, off: number, frame: Uint8Array): void {
     const { segments } = this;
