@@ -5,6 +5,8 @@
 import { ConfigError } from '../errors.ts';
 import { openAfPacket } from './af-packet.ts';
 import { AfPacketPort, type AfPacketSpec } from './af-packet-port.ts';
+import { openAfXdp } from './af-xdp.ts';
+import { AfXdpPort, type AfXdpSpec } from './af-xdp-port.ts';
 import type { DeviceOpening, DevicePort, DeviceSpec, DeviceTools, OpenedDevice } from './device-port.ts';
 import type { Vdev, VdevOf } from './vdev.ts';
 
@@ -23,6 +25,11 @@ const kind = <K extends Vdev['kind'], Spec extends DeviceSpec>(
 
 const KINDS = {
   net_af_packet: kind<'net_af_packet', AfPacketSpec>(openAfPacket, (...args) => new AfPacketPort(...args), true),
+  net_af_xdp: kind<'net_af_xdp', AfXdpSpec>(
+    (vdev, opening) => openAfXdp(vdev, opening),
+    (...args) => new AfXdpPort(...args),
+    true,
+  ),
 };
 
 /** A port of any kind as lcores are told of it; survives postMessage. */
