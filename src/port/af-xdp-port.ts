@@ -16,10 +16,10 @@ import { XdpGroup, type XdpGroupPlace, XdpReceiveRing, type XdpRingPlace, XdpTra
 
 /** Memory for what the offload stage makes, of each thread, bytes. */
 export const XDP_BOUNCE_BYTES = 2 ** Math.ceil(Math.log2(MIN_BOUNCE_BYTES + 4096));
-/** errno of kicks that have the frames wait, no more. */
-const EAGAIN = 11;
-const EBUSY = 16;
-const ENOBUFS = 105;
+/** errno of a kick where there is nothing to send to: the interface is down, or has gone. Any other has the frames wait, no more. */
+const ENXIO = 6;
+const ENODEV = 19;
+const ENETDOWN = 100;
 
 const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 
@@ -275,7 +275,7 @@ export class AfXdpPort implements DevicePort {
     let waiting = tx.waiting;
     while (waiting > 0 && tx.needsKick) {
       const error = kickTransmit(this.#txFd);
-      this.#down = error !== 0 && error !== EAGAIN && error !== EBUSY && error !== ENOBUFS;
+      this.#down = error === ENETDOWN || error === ENXIO || error === ENODEV;
       const left = tx.waiting;
       if (left >= waiting || this.#down) return;
       waiting = left;

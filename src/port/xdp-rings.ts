@@ -149,15 +149,6 @@ export class XdpGroup {
     if (this.#shared) release(this.#state, LOCK);
   }
 
-  /** Chunks of a transmitting socket that the kernel does not have. */
-  free(sender: number): number {
-    if (this.#shared) acquire(this.#state, LOCK);
-    this.#reap();
-    const n = this.#state[FIRST_STACK + sender * (1 + this.#txChunks)];
-    if (this.#shared) release(this.#state, LOCK);
-    return n;
-  }
-
   /** What has been sent, of whichever socket, is free again. */
   #reap(): void {
     const { i32 } = this;
