@@ -2,9 +2,9 @@
  * net_af_packet on the main thread: opens the sockets, where rights or the interface may be missing, and watches the interface.
  */
 import { closeSync } from 'node:fs';
-import { ConfigError, SwitchError, SysError } from '../errors.ts';
+import { ConfigError } from '../errors.ts';
 import { firstOffset, mapInto, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle } from '../mem/window.ts';
-import { findInterface, type InterfaceInfo } from '../sys/netlink.ts';
+import type { InterfaceInfo } from '../sys/netlink.ts';
 import { inNetns } from '../sys/netns.ts';
 import {
   bindPacketSocket,
@@ -16,10 +16,10 @@ import {
   shareFlows,
 } from '../sys/packet-socket.ts';
 import { TPACKET_ALIGNMENT, TPACKET2_HDR } from '../uapi/packet.ts';
-import { ARPHRD_ETHER } from '../uapi/rtnetlink.ts';
 import { type AfPacketQueue, type AfPacketSpec, QUEUE_EXTRA_BYTES } from './af-packet-port.ts';
 import type { DeviceOpening, OpenedDevice } from './device-port.ts';
-import { describeInterface, type InterfacePlace, interfacePlace, LinkWatch } from './link-watch.ts';
+import { LinkWatch } from './link-watch.ts';
+import { findUplink, type InterfacePlace, interfacePlace, withAdvice } from './uplink-interface.ts';
 import type { VdevOf } from './vdev.ts';
 
 const PAGE = 4096;
@@ -77,45 +77,8 @@ export function openAfPacket(vdev: VdevOf<'net_af_packet'>, opening: DeviceOpeni
     return opened;
   } catch (error) {
     opened.closeAll();
-    throw noRights(error, vdev.name, place, 'CAP_NET_RAW');
+    throw withAdvice(error, vdev.name, place, 'CAP_NET_RAW');
   }
-}
-
-/** The interface of an uplink. Throws SwitchError: UPLINK_NO_INTERFACE, UPLINK_NOT_ETHERNET. */
-export function findUplink(name: string, place: InterfacePlace): InterfaceInfo {
-  const found = inNamespace(name, place, () => findInterface(place.name));
-  const text = describeInterface(place);
-  if (found === undefined)
-    throw new SwitchError(
-      'UPLINK_NO_INTERFACE',
-      `${name}: there is no network interface ${text}; ip link lists those that there are`,
-    );
-  if (found.type !== ARPHRD_ETHER)
-    throw new SwitchError('UPLINK_NOT_ETHERNET', `${name}: ${text} carries no Ethernet frames; use one that does`);
-  return found;
-}
-
-/** As `inNetns`, telling in words when the namespace cannot be entered. */
-export function inNamespace<T>(name: string, place: InterfacePlace, use: () => T): T {
-  try {
-    return inNetns(place.netns, use);
-  } catch (error) {
-    const missing = (error as NodeJS.ErrnoException).code === 'ENOENT';
-    if (place.netns !== undefined && missing) {
-      const problem = `there is no network namespace ${place.netns}; ip netns lists those that there are`;
-      throw new SwitchError('UPLINK_NO_INTERFACE', `${name}: ${problem}`);
-    }
-    throw noRights(error, name, place, 'CAP_SYS_ADMIN');
-  }
-}
-
-/** What to do about a refusal; any other error as it is. */
-export function noRights(error: unknown, name: string, place: InterfacePlace, right: string): unknown {
-  const refused = error instanceof SysError && (error.code === 'EPERM' || error.code === 'EACCES');
-  if (!refused) return error;
-  const what = `${name}: using ${describeInterface(place)} takes the right ${right}`;
-  const how = `run as root, or with AmbientCapabilities=${right} in the systemd unit, or give it to Node: setcap ${right.toLowerCase()}+ep NODE`;
-  return new SwitchError('UPLINK_NO_RIGHTS', `${what}: ${how}`);
 }
 
 class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {

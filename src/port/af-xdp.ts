@@ -44,11 +44,11 @@ import {
   XDP_USE_NEED_WAKEUP,
   XDP_ZEROCOPY,
 } from '../uapi/xdp.ts';
-import { findUplink } from './af-packet.ts';
 import { type AfXdpSpec, XDP_BOUNCE_BYTES } from './af-xdp-port.ts';
 import type { DeviceOpening, OpenedDevice } from './device-port.ts';
-import { describeInterface, type InterfacePlace, interfacePlace, LinkWatch } from './link-watch.ts';
+import { LinkWatch } from './link-watch.ts';
 import { Steering } from './steering.ts';
+import { describeInterface, findUplink, type InterfacePlace, interfacePlace } from './uplink-interface.ts';
 import type { VdevOf } from './vdev.ts';
 import { groupState, XdpGroup, type XdpGroupPlace, type XdpRingPlace } from './xdp-rings.ts';
 

@@ -8,6 +8,8 @@ import { AfPacketPort, type AfPacketSpec } from './af-packet-port.ts';
 import { openAfXdp } from './af-xdp.ts';
 import { AfXdpPort, type AfXdpSpec } from './af-xdp-port.ts';
 import type { DeviceOpening, DevicePort, DeviceSpec, DeviceTools, OpenedDevice } from './device-port.ts';
+import { openTapDevice } from './tap.ts';
+import { TapPort, type TapSpec } from './tap-port.ts';
 import type { Vdev, VdevOf } from './vdev.ts';
 
 interface Kind<K extends Vdev['kind'], Spec extends DeviceSpec> {
@@ -30,6 +32,7 @@ const KINDS = {
     (...args) => new AfXdpPort(...args),
     true,
   ),
+  net_tap: kind<'net_tap', TapSpec>(openTapDevice, (...args) => new TapPort(...args)),
 };
 
 /** A port of any kind as lcores are told of it; survives postMessage. */

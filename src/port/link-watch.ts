@@ -7,23 +7,7 @@ import { inNetns } from '../sys/netns.ts';
 import { ReadWatch } from '../sys/unix-socket.ts';
 import { IFF_RUNNING, IFF_UP } from '../uapi/rtnetlink.ts';
 import type { LinkState } from './device-port.ts';
-
-/** An interface's name, and the network namespace it is in; undefined: this process's. */
-export interface InterfacePlace {
-  readonly netns: string | undefined;
-  readonly name: string;
-}
-
-/** Reads `eth1` or `namespace:eth1`. */
-export function interfacePlace(text: string): InterfacePlace {
-  const colon = text.indexOf(':');
-  if (colon <= 0) return { netns: undefined, name: text };
-  return { netns: text.slice(0, colon), name: text.slice(colon + 1) };
-}
-
-/** As the user knows it. */
-export const describeInterface = ({ netns, name }: InterfacePlace): string =>
-  netns === undefined ? name : `${name} in network namespace ${netns}`;
+import { describeInterface, type InterfacePlace } from './uplink-interface.ts';
 
 /** Mbit/s as sysfs has it, which shows this process's namespace alone; 0 where it does not. */
 function speedOf({ netns, name }: InterfacePlace): number {

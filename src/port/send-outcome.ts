@@ -5,6 +5,7 @@ import { PORT_SLOTS } from '../stats/counters.ts';
 import { EAGAIN, EINTR } from '../sys/libc.ts';
 import type { Burst } from '../virtio-net/burst.ts';
 
+const EIO = 5;
 const ENXIO = 6;
 const ENODEV = 19;
 const EBADFD = 77;
@@ -48,6 +49,7 @@ export class SendOutcome {
       case ENETDOWN:
       case ENODEV:
       case ENXIO:
+      case EIO: // a TAP interface that is down
       case EBADFD:
         this.#counters[PORT_SLOTS.rx_drop_not_ready] += left;
         return left;

@@ -31,8 +31,14 @@ const SOCKET_PATH = boundedText('a path', 107);
 const FILE_PATH = boundedText('a path', 4095);
 /** IFNAMSIZ, less the final zero. */
 const INTERFACE = boundedText('the name of an interface', 15);
-/** The same, in any network namespace. */
-const PLACED_INTERFACE = boundedText('the name of an interface, or NAMESPACE:INTERFACE', 255);
+/** The same, in the network namespace that ip netns calls so. */
+const PLACED_INTERFACE: ValueType<string> = {
+  range: `${INTERFACE.range}, or NAMESPACE:INTERFACE`,
+  parse: (text) => {
+    const [, name] = /^(?:(?!\.{1,2}:)[^/:]{1,255}:)?([^/:]*)$/.exec(text) ?? [];
+    return name === undefined || INTERFACE.parse(name) === undefined ? undefined : text;
+  },
+};
 const COUNT = integer(1, INT32_MAX);
 const BYTES = integer(1, INT32_MAX);
 
@@ -109,7 +115,7 @@ export const VDEV_KINDS = {
   net_tap: {
     aliases: ['eth_tap'],
     keys: {
-      iface: key(INTERFACE),
+      iface: key(PLACED_INTERFACE),
       mac: key<string>({
         range: `fixed, or ${MAC_ADDRESS.range}`,
         parse: (text) => (text === 'fixed' ? text : MAC_ADDRESS.parse(text)),

@@ -7,6 +7,7 @@ import type { Layout } from '../../src/uapi/layout.ts';
 import * as packet from '../../src/uapi/packet.ts';
 import * as rtnetlink from '../../src/uapi/rtnetlink.ts';
 import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN } from '../../src/uapi/socket.ts';
+import * as tun from '../../src/uapi/tun.ts';
 import * as userfaultfd from '../../src/uapi/userfaultfd.ts';
 import * as vhostUser from '../../src/uapi/vhost-user.ts';
 import * as virtio from '../../src/uapi/virtio.ts';
@@ -41,6 +42,8 @@ const HEADERS = [
   'linux/if_link.h',
   'net/if.h',
   'net/if_arp.h',
+  'sys/ioctl.h',
+  'linux/if_tun.h',
 ];
 
 /** Where C names a field differently, or has it in a struct within. */
@@ -91,6 +94,7 @@ const LAYOUTS: readonly Layout<string>[] = [
   rtnetlink.IFINFOMSG,
   rtnetlink.RTATTR,
   rtnetlink.SOCKADDR_NL,
+  tun.IFREQ,
   ip.ETHHDR,
   ip.IPHDR,
   ip.IPV6HDR,
@@ -146,6 +150,7 @@ test('constants are those of the C headers', { skip }, () => {
     ...exportedConstants(userfaultfd),
     ...exportedConstants(packet),
     ...exportedConstants(rtnetlink),
+    ...exportedConstants(tun),
     ...sysConstants(),
   ]);
   ours.delete('VHOST_VRING_F_LOG'); // the header has the bit's number, the protocol its value: below
@@ -176,6 +181,7 @@ test('constants are those of the C headers', { skip }, () => {
     'PACKET_VNET_HDR',
     'TP_STATUS_COPY',
     'RTM_DELLINK',
+    'TUNSETIFF',
   ]) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }

@@ -14,6 +14,7 @@ const PACKET_IGNORE_OUTGOING = 23;
 const SOL_SOCKET = 1;
 const SO_RCVBUFFORCE = 33;
 const EAGAIN = 11;
+const ENETDOWN = 100;
 const ETH_P_ALL = 3;
 const TP_STATUS_VLAN_VALID = 0x10;
 
@@ -70,6 +71,7 @@ export class RawHost {
       this.#message.setBigUint64(40, 64n, true);
       const n = Number(c.recvmsg(this.#fd, this.#message, 0));
       if (n < 0 && errno() === EAGAIN) return undefined;
+      if (n < 0 && errno() === ENETDOWN) continue; // told once, when the interface has been down
       const frame = this.#withTag(this.#frame.slice(0, ensure(n, 'recvmsg')));
       const type = frame[12] === 0x81 || frame[12] === 0x88 ? [frame[16], frame[17]] : [frame[12], frame[13]];
       if ((type[0] === 0x88 && type[1] === 0xb5) || (frame[12] === 0x88 && frame[13] === 0xb5)) return frame;
