@@ -41,21 +41,39 @@ async function assertCame(host: RawHost, guest: VirtioUser, frames: readonly Uin
   }
 }
 
-for (const [mode, eal] of [
-  ['native', []],
-  ['skb', ['--lcores', '0@0,1@0-1,2@0-1']],
+/** With tag 100 of priority 3 behind the addresses. */
+const tagged = (bytes: Uint8Array) =>
+  Buffer.concat([bytes.subarray(0, 12), Buffer.from('81006064', 'hex'), bytes.subarray(12)]);
+
+for (const [mode, eal, elsewhere] of [
+  ['native', [], false],
+  ['skb', ['--lcores', '0@0,1@0-1,2@0-1'], false],
+  ['auto', [], true],
 ] as const)
-  describe(`a guest and a host behind an XDP uplink in ${mode} mode`, { skip, timeout: 120_000 }, () => {
+  describe(`a guest and a host behind an XDP uplink in ${mode} mode${elsewhere ? ', in a network namespace' : ''}`, {
+    skip,
+    timeout: 120_000,
+  }, () => {
     const lab = new NetLab();
     let cable: Cable;
     let running: SwitchProcess;
     let host: RawHost;
     let guest: VirtioUser;
+    /** the namespace of the uplink's interface, for ip and for --vdev */
+    let inside: readonly string[] = [];
 
     before(async () => {
       cable = lab.veth();
+      let iface = cable.near;
+      if (elsewhere) {
+        const home = lab.namespace();
+        ip('link', 'set', cable.near, 'netns', home);
+        ip('-n', home, 'link', 'set', cable.near, 'up');
+        inside = ['-n', home];
+        iface = `${home}:${cable.near}`;
+      }
       host = new RawHost(cable);
-      const vdev = `net_af_xdp0,iface=${cable.near},mode=${mode}`;
+      const vdev = `net_af_xdp0,iface=${iface},mode=${mode}`;
       running = await SwitchProcess.start([...eal, '--vdev', vdev, '-p', '0x1']);
       guest = await connectGuest({ path: running.socket, mac: GUEST });
     });
@@ -71,6 +89,11 @@ for (const [mode, eal] of [
       await assertCame(host, guest, [...framesFrom(HOST, GUEST), ...framesFrom(HOST, 'ff:ff:ff:ff:ff:ff', 20)]);
     });
 
+    test('tags stay where they are, both ways', async () => {
+      await assertHeard(host, guest, framesFrom(GUEST, HOST, 30).map(tagged));
+      await assertCame(host, guest, framesFrom(HOST, GUEST, 30).map(tagged));
+    });
+
     test('two guests on the uplink are served at once, and reach each other', async () => {
       const other = await connectGuest({ path: running.socket, mac: macOf(2) });
       await assertHeard(host, other, framesFrom(macOf(2), HOST, 50));
@@ -82,10 +105,10 @@ for (const [mode, eal] of [
 
     test('the interface goes down and comes up again', async () => {
       const mark = running.mark;
-      ip('link', 'set', cable.near, 'down');
+      ip(...inside, 'link', 'set', cable.near, 'down');
       await running.line(/uplink net_af_xdp0: link down/, mark);
       sendNow(guest, frame(HOST, GUEST)); // lost, or late
-      ip('link', 'set', cable.near, 'up');
+      ip(...inside, 'link', 'set', cable.near, 'up');
       await running.line(/uplink net_af_xdp0: link up/, mark);
       const last = frame(HOST, GUEST, 77);
       await waitUntil(
@@ -103,14 +126,14 @@ for (const [mode, eal] of [
 
     test('the interface is removed: guests still reach each other, and the uplink comes back with it', async () => {
       const mark = running.mark;
-      ip('link', 'del', cable.near);
+      ip(...inside, 'link', 'del', cable.near);
       await running.line(/uplink net_af_xdp0: .* was removed: the port is stopped until it is there again/, mark);
       const other = await connectGuest({ path: running.socket, mac: macOf(2) });
       await assertDelivered(guest, other, framesFrom(GUEST, macOf(2), 100));
       await other.close();
-      ip('link', 'add', cable.near, 'type', 'veth', 'peer', 'name', cable.far, 'netns', cable.netns);
+      ip(...inside, 'link', 'add', cable.near, 'type', 'veth', 'peer', 'name', cable.far, 'netns', cable.netns);
       ip('-n', cable.netns, 'link', 'set', cable.far, 'up');
-      ip('link', 'set', cable.near, 'up');
+      ip(...inside, 'link', 'set', cable.near, 'up');
       host.close();
       host = new RawHost(cable);
       await running.line(/uplink net_af_xdp0: link up|uplink net_af_xdp0: port \d+, .*, link up/, mark);
@@ -135,6 +158,10 @@ for (const [mode, eal] of [
     test('it ends cleanly, with a frame on its way, and no program stays attached', async () => {
       host.send(frame(GUEST, HOST, 8));
       assert.equal(await running.stop(), 'ended with status 0', running.output);
-      await waitUntil('the program to be detached', () => !ip('link', 'show', cable.near).includes('xdp'), 10_000);
+      await waitUntil(
+        'the program to be detached',
+        () => !ip(...inside, 'link', 'show', cable.near).includes('xdp'),
+        10_000,
+      );
     });
   });
