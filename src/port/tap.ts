@@ -44,7 +44,7 @@ function explained(error: unknown, uplink: string, place: InterfacePlace): unkno
 
 /** Opens `net_tap…`, by default the interface dtapN. Throws SwitchError (UPLINK_…), ConfigError; nothing is left open then. */
 export function openTapDevice(vdev: TapVdev, { pool, lcores }: DeviceOpening): OpenedDevice<TapSpec> {
-  const { iface = `dtap${vdev.number}`, mac, remote, persist = false } = vdev.values;
+  const { iface = `dtap${vdev.number}`, mac, remote, persist } = vdev.values;
   if (remote !== undefined) {
     const instead = `use --vdev net_af_packet${vdev.number},iface=${remote} instead`;
     throw new ConfigError('CONFIG_NOT_YET', '--vdev', `remote is not in this version; ${instead}`, {
@@ -56,7 +56,7 @@ export function openTapDevice(vdev: TapVdev, { pool, lcores }: DeviceOpening): O
   try {
     inNamespace(vdev.name, place, () => {
       for (let i = 0; i < lcores; i++) fds.push(openTap(place.name, TAP_HEADER_BYTES, lcores > 1));
-      if (persist) setPersistent(fds[0], true);
+      if (persist !== undefined) setPersistent(fds[0], persist);
       if (mac !== undefined) setAddress(place.name, addressBytes(mac, vdev.number));
       bringUp(place.name);
     });

@@ -262,3 +262,42 @@ describe('jumbo frames through net_af_packet', { skip, timeout: 120_000 }, () =>
     });
   }
 });
+
+describe('an uplink that several lcores use', { skip, timeout: 120_000 }, () => {
+  const worlds: Readonly<Record<string, (lab: NetLab) => World>> = {
+    'net_af_packet with one receive queue': (lab) => WORLDS.net_af_packet(lab, 1500),
+    'net_af_packet with two receive queues': (lab) => {
+      const world = WORLDS.net_af_packet(lab, 1500);
+      return { ...world, vdev: `${world.vdev},qpairs=2` };
+    },
+    net_tap: (lab) => WORLDS.net_tap(lab, 1500),
+  };
+
+  for (const [kind, make] of Object.entries(worlds)) {
+    test(`${kind}: guests of every lcore reach the host, and it them, with many flows`, async () => {
+      const lab = new NetLab();
+      const world = make(lab);
+      const lcores = ['--lcores', '0@0,1@0,2@0,3@0'];
+      const running = await SwitchProcess.start([...lcores, '--vdev', world.vdev, '-p', '0x1']);
+      const host = new RawHost(world.far);
+      try {
+        const guests: VirtioUser[] = [];
+        for (const n of [1, 2, 3]) guests.push(await connectGuest({ path: running.socket, mac: macOf(n) }));
+        await untilThrough(guests[0], host);
+        for (const [i, guest] of guests.entries()) {
+          await toHost(guest, host, framesFrom(macOf(i + 1), HOST, 60));
+          // the lcores take turns in no order: one frame at a time
+          while ((await guest.waitFrame(50)) !== undefined);
+          for (let n = 0; n < 60; n++)
+            await toGuest(host, guest, [frame(macOf(i + 1), macOf(0x50 + n), n, 60 + 10 * n)]);
+        }
+        for (const guest of guests) await guest.close();
+        assert.equal(await running.stop(), 'ended with status 0', running.output);
+      } finally {
+        host.close();
+        await running.kill();
+        lab.remove();
+      }
+    });
+  }
+});
