@@ -7,6 +7,7 @@ import type { WindowPool } from '../mem/window.ts';
 import type { LinkState } from '../port/device-port.ts';
 import { comesBack, openDevice, type UplinkDevice } from '../port/devices.ts';
 import { interfaceOfCard, type PciRequest } from '../port/pci-interface.ts';
+import type { SteeringCounts } from '../port/steering.ts';
 import { parseVdev, type Vdev } from '../port/vdev.ts';
 import { PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
@@ -24,6 +25,8 @@ export interface UplinkInfo {
   readonly link: LinkState;
   /** see {@link PORT_COUNTER_HELP}; what a guest sends is what comes in here: tx_packets have come from the network */
   readonly counters: Record<PortCounter, number>;
+  /** what has come by which queue, where the uplink can choose one by {address, VLAN} */
+  readonly steered: SteeringCounts | undefined;
 }
 
 /** Between two looks for an interface that was removed. */
@@ -75,6 +78,10 @@ class Uplink {
 
   get link(): LinkState {
     return this.#device?.opened.link ?? GONE;
+  }
+
+  get steered(): SteeringCounts | undefined {
+    return this.#device?.opened.steering?.counts();
   }
 
   async open(): Promise<void> {
@@ -192,8 +199,8 @@ export class Uplinks {
 
   get info(): UplinkInfo[] {
     const lcores = this.#lcores as LcoreGroup;
-    return this.#uplinks.map(({ id, name, link }) => {
-      return { id, name, link, counters: readCounters(PORT_SLOTS, lcores.counters(id)) };
+    return this.#uplinks.map(({ id, name, link, steered }) => {
+      return { id, name, link, counters: readCounters(PORT_SLOTS, lcores.counters(id)), steered };
     });
   }
 

@@ -110,6 +110,7 @@ export const VDEV_KINDS = {
       framesz: key(BYTES),
       framecnt: key(COUNT),
       qdisc_bypass: setting(ON_OFF, '0'),
+      steer: setting(ON_OFF, '0'),
     },
   },
   net_tap: {
