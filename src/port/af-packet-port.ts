@@ -15,21 +15,25 @@ import { MessageBatch } from '../sys/message-batch.ts';
 import { missedFrames } from '../sys/packet-socket.ts';
 import { ETH_P_8021Q } from '../uapi/ip.ts';
 import {
+  PACKET_OUTGOING,
+  SOCKADDR_LL,
   TP_STATUS_COPY,
   TP_STATUS_KERNEL,
   TP_STATUS_USER,
   TP_STATUS_VLAN_TPID_VALID,
   TP_STATUS_VLAN_VALID,
+  TPACKET2_ADDRESS_OFF,
   TPACKET2_HDR,
 } from '../uapi/packet.ts';
 import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import { MAX_SEGMENTS } from '../virtqueue/segments.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
-import { emptyBurst, insertTag, KERNEL_HEADER_BYTES, putFrame, TAG_BYTES, writeHeader } from './kernel-frame.ts';
+import { insertTag, KERNEL_HEADER_BYTES, putFrame, TAG_BYTES, writeHeader } from './kernel-frame.ts';
 import { SendOutcome } from './send-outcome.ts';
 
 const { off: SLOT } = TPACKET2_HDR;
+const PKTTYPE_OFF = TPACKET2_ADDRESS_OFF + SOCKADDR_LL.off.sll_pkttype;
 const STATUS_WORD = SLOT.tp_status / 4;
 const LEN_WORD = SLOT.tp_len / 4;
 const SNAPLEN_WORD = SLOT.tp_snaplen / 4;
@@ -120,22 +124,31 @@ class Receiver {
       const word = off >> 2;
       const status = this.#views.i32[word + STATUS_WORD];
       const len = this.#views.i32[word + LEN_WORD];
-      const before = burst.count;
-      if ((status & TP_STATUS_COPY) !== 0) {
-        const at = this.#bigOff + big * BIG_BYTES;
-        const whole = big < got && this.#big.bytesOf(big) === KERNEL_HEADER_BYTES + len;
-        if (whole) putFrame(burst, this.#views, at + KERNEL_HEADER_BYTES, len, at);
-        big++;
-      } else if (this.#views.i32[word + SNAPLEN_WORD] === len) {
-        const at = off + this.#views.dv.getUint16(off + SLOT.tp_mac, true);
-        putFrame(burst, this.#views, at, len, at - KERNEL_HEADER_BYTES);
+      const at = (status & TP_STATUS_COPY) !== 0 ? this.#queued(big++, got, len) : this.#inSlot(off, len);
+      // an old kernel shows a group of sockets what we send ourselves
+      if (this.#views.u8[off + PKTTYPE_OFF] !== PACKET_OUTGOING) {
+        if (at < 0) this.lost++;
+        else {
+          putFrame(burst, this.#views, at, len, at - KERNEL_HEADER_BYTES);
+          if ((status & TP_STATUS_VLAN_VALID) !== 0) this.#addTag(tools, off, status);
+        }
       }
-      if (burst.count === before) this.lost++;
-      else if ((status & TP_STATUS_VLAN_VALID) !== 0) this.#addTag(tools, off, status);
       slot = slot + 1 === this.#frames ? 0 : slot + 1;
     }
     this.#next = slot;
     this.#taken = slots;
+  }
+
+  /** Where the frame in a slot begins, or −1 if it is not all there. */
+  #inSlot(off: number, len: number): number {
+    if (this.#views.i32[(off >> 2) + SNAPLEN_WORD] !== len) return -1;
+    return off + this.#views.dv.getUint16(off + SLOT.tp_mac, true);
+  }
+
+  /** Where frame `i` of the `got` that came by the socket's queue begins, or −1 if it is not there. */
+  #queued(i: number, got: number, len: number): number {
+    if (i >= got || this.#big.bytesOf(i) !== KERNEL_HEADER_BYTES + len) return -1;
+    return this.#bigOff + i * BIG_BYTES + KERNEL_HEADER_BYTES;
   }
 
   /** Takes the next `n` frames of the socket's queue. @returns how many came */
@@ -197,17 +210,19 @@ export class AfPacketPort implements DevicePort {
 
   receive(queue: number): number {
     const { burst } = this.#tools.ringStage;
-    emptyBurst(burst);
+    burst.clear();
     const receiver = this.#receivers[queue];
     receiver.receive(this.#tools);
     const { count, len } = burst;
     if (receiver.lost > 0) {
       this.counters[PORT_SLOTS.tx_missed] += receiver.lost;
       receiver.lost = 0;
-      // all that came was lost: nobody will complete this burst
-      if (count === 0) receiver.complete();
     }
-    if (count === 0) return 0;
+    if (count === 0) {
+      // nobody completes an empty burst, and of slots with nothing in them there may be some
+      receiver.complete();
+      return 0;
+    }
     let bytes = 0;
     for (let i = 0; i < count; i++) bytes += Math.max(len[i], 0);
     this.counters[PORT_SLOTS.tx_packets] += count;

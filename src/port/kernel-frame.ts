@@ -32,15 +32,6 @@ const ETHER_TYPE = ETHHDR.off.h_proto;
 export const TAG_OFF = ETHHDR.off.h_proto;
 export const TAG_BYTES = 4;
 
-/** Empties the burst, for a port that is about to fill it. */
-export function emptyBurst(burst: Burst): void {
-  burst.segments.count = 0;
-  burst.count = 0;
-  if (!burst.offloads) return;
-  burst.needs.fill(0);
-  burst.offloads = false;
-}
-
 /**
  * Adds a frame, which stays where it is, as the burst's last packet; one whose header makes no sense becomes BAD_OFFLOAD.
  * @param views the window in which its `len` bytes begin at `off`

@@ -13,7 +13,7 @@ import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import { MAX_SEGMENTS } from '../virtqueue/segments.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
-import { emptyBurst, putFrame, writeHeader } from './kernel-frame.ts';
+import { putFrame, writeHeader } from './kernel-frame.ts';
 import { SendOutcome } from './send-outcome.ts';
 
 /** Bytes in front of each frame: a guest's header, num_buffers too. */
@@ -66,7 +66,7 @@ export class TapPort implements DevicePort {
 
   receive(): number {
     const { burst } = this.#tools.ringStage;
-    emptyBurst(burst);
+    burst.clear();
     if (this.#pause > 0) {
       this.#pause--;
       return 0;

@@ -7,6 +7,7 @@ import {
   PACKET_ADD_MEMBERSHIP,
   PACKET_COPY_THRESH,
   PACKET_FANOUT,
+  PACKET_FANOUT_FLAG_IGNORE_OUTGOING,
   PACKET_FANOUT_FLAG_UNIQUEID,
   PACKET_FANOUT_HASH,
   PACKET_IGNORE_OUTGOING,
@@ -127,12 +128,12 @@ export function bypassQdisc(fd: number): void {
  * Has the sockets, bound to one interface, share what it receives, by flows. Throws SysError: EINVAL where the interface is down.
  */
 export function shareFlows(fds: readonly number[]): void {
-  const first = PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_UNIQUEID;
-  setOption(fds[0], PACKET_FANOUT, (first << 16) | 0, 'PACKET_FANOUT');
+  const mode = PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+  setOption(fds[0], PACKET_FANOUT, (mode | PACKET_FANOUT_FLAG_UNIQUEID) << 16, 'PACKET_FANOUT');
   const group = new Int32Array(1);
   check(c.getsockopt(fds[0], SOL_PACKET, PACKET_FANOUT, group, new Uint32Array([4])), 'getsockopt PACKET_FANOUT');
   const id = group[0] & 0xffff;
-  for (const fd of fds.slice(1)) setOption(fd, PACKET_FANOUT, (PACKET_FANOUT_HASH << 16) | id, 'PACKET_FANOUT');
+  for (const fd of fds.slice(1)) setOption(fd, PACKET_FANOUT, (mode << 16) | id, 'PACKET_FANOUT');
 }
 
 const stats = new Uint32Array(TPACKET_STATS.size / 4);

@@ -47,6 +47,11 @@ export const TPACKET2_HDR = layout('tpacket2_hdr', {
   tp_padding: ['u8', 4],
 });
 
+/** Where the slot's sockaddr_ll begins, which says where the frame came from. */
+export const TPACKET2_ADDRESS_OFF = TPACKET2_HDR.size;
+/** `sll_pkttype`: a frame that this machine sends. */
+export const PACKET_OUTGOING = 4;
+
 export const TPACKET_STATS = layout('tpacket_stats', { tp_packets: 'u32', tp_drops: 'u32' });
 
 export const TPACKET_V2 = 1;
@@ -71,6 +76,8 @@ export const PACKET_QDISC_BYPASS = 20;
 export const PACKET_IGNORE_OUTGOING = 23;
 
 export const PACKET_FANOUT_HASH = 0;
+/** As PACKET_IGNORE_OUTGOING, which a group does not heed; since Linux 5.16, and without effect before. */
+export const PACKET_FANOUT_FLAG_IGNORE_OUTGOING = 0x4000;
 /** The kernel chooses a group that nobody has. */
 export const PACKET_FANOUT_FLAG_UNIQUEID = 0x2000;
 
