@@ -9,6 +9,8 @@ interface SteeredGuest {
   readonly vlans: readonly number[];
   /** index of its lcore */
   readonly lcore: number;
+  /** another for each guest of that lcore */
+  readonly turn: number;
 }
 
 export class GuestSteering {
@@ -25,7 +27,7 @@ export class GuestSteering {
   /** An uplink whose table is to have all guests from now on. Throws SysError. */
   addTable(table: Steering): void {
     this.#tables.add(table);
-    for (const [id, guest] of this.#guests) this.#enter(table, id, guest);
+    for (const guest of this.#guests.values()) this.#enter(table, guest);
   }
 
   /** The uplink is closed. */
@@ -39,9 +41,12 @@ export class GuestSteering {
    */
   add(id: number, mac: Uint8Array, vlans: readonly number[], lcore: number): void {
     this.remove(id);
-    const guest = { mac, vlans, lcore };
+    const turns = new Set([...this.#guests.values()].filter((guest) => guest.lcore === lcore).map(({ turn }) => turn));
+    let turn = 0;
+    while (turns.has(turn)) turn++;
+    const guest = { mac, vlans, lcore, turn };
     this.#guests.set(id, guest);
-    for (const table of this.#tables) this.#enter(table, id, guest);
+    for (const table of this.#tables) this.#enter(table, guest);
   }
 
   /** The device has gone. */
@@ -51,19 +56,19 @@ export class GuestSteering {
     this.#guests.delete(id);
     for (const table of this.#tables) for (const vlan of guest.vlans) table.remove(guest.mac, vlan);
     // an address that has moved to another device is that one's
-    for (const [other, heir] of this.#guests) {
-      if (Buffer.compare(heir.mac, guest.mac) === 0) for (const table of this.#tables) this.#enter(table, other, heir);
+    for (const heir of this.#guests.values()) {
+      if (Buffer.compare(heir.mac, guest.mac) === 0) for (const table of this.#tables) this.#enter(table, heir);
     }
   }
 
-  #enter(table: Steering, id: number, { mac, vlans, lcore }: SteeredGuest): void {
-    const queue = queueOf(id, lcore, this.#lcores, table.queues);
+  #enter(table: Steering, { mac, vlans, lcore, turn }: SteeredGuest): void {
+    const queue = queueOf(turn, lcore, this.#lcores, table.queues);
     for (const vlan of vlans) table.add(mac, vlan, queue);
   }
 }
 
-/** One of the queues that lcore `lcore` polls, another for each device; if it polls none, one of any. */
-export function queueOf(id: number, lcore: number, lcores: number, queues: number): number {
+/** One of the queues that lcore `lcore` polls, another for each turn; if it polls none, one of any. */
+export function queueOf(turn: number, lcore: number, lcores: number, queues: number): number {
   const own = Math.ceil((queues - lcore) / lcores);
-  return own > 0 ? lcore + lcores * (id % own) : id % queues;
+  return own > 0 ? lcore + lcores * (turn % own) : turn % queues;
 }

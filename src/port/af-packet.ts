@@ -6,7 +6,6 @@ import { ConfigError, SysError } from '../errors.ts';
 import { firstOffset, mapInto, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle } from '../mem/window.ts';
 import type { InterfaceInfo } from '../sys/netlink.ts';
 import { inNetns } from '../sys/netns.ts';
-import { shareByProgram } from '../sys/packet-fanout.ts';
 import {
   bindPacketSocket,
   bypassQdisc,
@@ -14,6 +13,7 @@ import {
   type RingShape,
   setPromiscuous,
   setUpRing,
+  shareByProgram,
   shareFlows,
 } from '../sys/packet-socket.ts';
 import { TPACKET_ALIGNMENT, TPACKET2_HDR } from '../uapi/packet.ts';

@@ -11,7 +11,6 @@ import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { BURST_SIZE, type Burst, FRONT_BYTES, FRONT_WORDS, HEADER_BYTES } from '../virtio-net/burst.ts';
 import { MIN_BOUNCE_BYTES, OFFLOAD_FULL, OffloadStage } from '../virtio-net/offload-stage.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
-import { emptyBurst } from './kernel-frame.ts';
 import { XdpGroup, type XdpGroupPlace, XdpReceiveRing, type XdpRingPlace, XdpTransmitRing } from './xdp-rings.ts';
 
 /** Memory for what the offload stage makes, of each thread, bytes. */
@@ -109,7 +108,7 @@ export class AfXdpPort implements DevicePort {
 
   receive(queue = 0): number {
     const burst = this.#burst;
-    emptyBurst(burst);
+    burst.clear();
     const { ring, group } = this.#receivers[queue];
     const n = Math.min(ring.ready, BURST_SIZE);
     if (n === 0) return 0;

@@ -13,7 +13,7 @@ import {
   type SteeringMaps,
 } from '../net/steering-program.ts';
 import { BpfMap, loadProgram, mapIndex } from '../sys/bpf.ts';
-import { setFanoutProgram } from '../sys/packet-fanout.ts';
+import { setFanoutProgram } from '../sys/packet-socket.ts';
 import { BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_ARRAY, BPF_PROG_TYPE_SOCKET_FILTER } from '../uapi/bpf.ts';
 
 const MAC_BYTES = 6;

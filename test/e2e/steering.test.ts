@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { type Steering, Steering as SteeringTable, steerFanout } from '../../src/port/steering.ts';
-import { shareByProgram } from '../../src/sys/packet-fanout.ts';
+import { shareByProgram } from '../../src/sys/packet-socket.ts';
 import { openFds } from '../kit/device-bench.ts';
 import { BROADCAST, frame, mac } from '../kit/frames.ts';
 import { withXdp } from '../kit/xdp-device.ts';
