@@ -1,7 +1,7 @@
 /**
  * Capture files made and read by plain arithmetic: nothing here is shared with `src/net`.
  */
-import { closeSync, mkdtempSync, openSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 
@@ -107,4 +107,32 @@ export function withFile<T>(path: string, flags: string, use: (fd: number) => T)
   } finally {
     closeSync(fd);
   }
+}
+
+/** Reads a little-endian file with nanoseconds and one interface, as this program writes them; throws where it is otherwise. */
+export function readCapture(path: string): { bytes: Buffer; ns: bigint; wireLen: number }[] {
+  const file = readFileSync(path);
+  const got: { bytes: Buffer; ns: bigint; wireLen: number }[] = [];
+  const add = (at: number, ns: bigint, header: number) => {
+    const len = file.readUInt32LE(header);
+    if (at + len > file.length) throw new Error(`${path}: a frame beyond the end`);
+    got.push({ bytes: file.subarray(at, at + len), ns, wireLen: file.readUInt32LE(header + 4) });
+    return len;
+  };
+  if (file.readUInt32LE(0) === 0xa1b23c4d || file.readUInt32LE(0) === 0xa1b2c3d4) {
+    for (let at = 24; at < file.length; ) {
+      const ns = BigInt(file.readUInt32LE(at)) * 1_000_000_000n + BigInt(file.readUInt32LE(at + 4));
+      at += 16 + add(at + 16, ns, at + 8);
+    }
+    return got;
+  }
+  if (file.readUInt32LE(0) !== 0x0a0d0d0a) throw new Error(`${path}: no capture file`);
+  for (let at = 0; at < file.length; ) {
+    const size = file.readUInt32LE(at + 4);
+    if (size < 12 || file.readUInt32LE(at + size - 4) !== size) throw new Error(`${path}: byte ${at}: no block`);
+    const ns = size < 20 ? 0n : (BigInt(file.readUInt32LE(at + 12)) << 32n) | BigInt(file.readUInt32LE(at + 16));
+    if (file.readUInt32LE(at) === 6) add(at + 28, ns, at + 20);
+    at += size;
+  }
+  return got;
 }
