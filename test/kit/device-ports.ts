@@ -8,6 +8,7 @@ import { parseVdev, type Vdev, type VdevOf } from '../../src/port/vdev.ts';
 import { counterBlock, PORT_SLOTS, type PortCounter, readCounters } from '../../src/stats/counters.ts';
 import { BURST_SIZE } from '../../src/virtio-net/burst.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
+import { MAX_SEGMENTS } from '../../src/virtqueue/segments.ts';
 import { pool } from './ram.ts';
 
 /** Where the test's frames lie in its window, and the most that they take. */
@@ -68,6 +69,7 @@ export class TestThread {
       for (let at = 0; at < frame.length; at += piece) {
         const part = frame.subarray(at, Math.min(at + piece, frame.length));
         u8.set(part, off);
+        if (burst.segments.count === MAX_SEGMENTS) throw new RangeError('more pieces than a burst may have');
         burst.segments.push(id, off, part.length);
         off += part.length + 7;
       }
