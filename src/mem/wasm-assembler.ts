@@ -67,6 +67,8 @@ export const op = {
   load32: (mem: number, offset = 0): Code => [0x28, ...memarg(mem, offset)],
   load64: (mem: number, offset = 0): Code => [0x29, ...memarg(mem, offset)],
   load128: (mem: number, offset = 0): Code => [0xfd, 0x00, ...memarg(mem, offset)],
+  or128: [0xfd, 0x50] as Code,
+  xor128: [0xfd, 0x51] as Code,
   /** Takes a v128: word number `lane`. */
   lane32: (lane: number): Code => [0xfd, 0x1b, lane],
   /** Orders what follows behind it: sequentially consistent. */

@@ -94,7 +94,18 @@ export class Classifier {
    */
   classify(burst: Burst, port: number, counters: Float64Array, now: number): void {
     const { count, len, front } = burst;
+    burst.only = -1;
     if (this.#config.learning === 'first' && !this.#admit(burst, port, counters, now)) return;
+    if (burst.uniform && (sourceFirst(front, 0) & GROUP_BIT) === 0) {
+      const target = this.#route(front, 0, port, counters, now);
+      if (target >= 0) {
+        burst.only = target;
+        return;
+      }
+      burst.dest.fill(Math.max(target, DEST_DROP), 0, count);
+      if (target <= TARGET_DROP) counters[TARGET_DROP - target] += count;
+      return;
+    }
     for (let i = 0; i < count; ) {
       const from = i;
       const malformed = malformedSlot(len[i], burst.needs[i], sourceFirst(front, i));

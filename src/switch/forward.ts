@@ -4,7 +4,7 @@
 import type { Port } from '../port/port.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
-import { type Classifier, DEST_DROP, DEST_FLOOD } from './classify.ts';
+import { type Classifier, DEST_FLOOD } from './classify.ts';
 
 export class Forwarder {
   readonly #classifier: Classifier;
@@ -27,30 +27,44 @@ export class Forwarder {
 
   /** Stage 3: delivers a classified burst that came from `source`. */
   forward(burst: Burst, source: Port): void {
-    const { dest, delivered, count } = burst;
+    const { dest, count, only } = burst;
+    if (only >= 0) {
+      this.#account(source, count, this.#ports[only]?.transmit(burst.all, 0, count) ?? 0);
+      return;
+    }
+    let sent = 0;
+    let flooded = false;
     for (let i = 0; i < count; ) {
       const from = i;
       const port = dest[i];
-      for (; i < count && dest[i] === port; i++) delivered[i] = 0;
+      do i++;
+      while (i < count && dest[i] === port);
       if (port >= 0) this.#append(port, from, i);
-      else if (port === DEST_FLOOD && !this.#flood(source, from, i)) dest.fill(DEST_DROP, from, i);
+      else if (port === DEST_FLOOD && this.#flood(source, from, i)) flooded = true;
+      else continue;
+      sent += i - from;
     }
-    if (this.#nTouched === 0) return;
+    if (sent === 0) return;
+    if (flooded) burst.delivered.fill(0, 0, count);
+    const taken = this.#transmit();
+    this.#account(source, sent, flooded ? deliveredOf(burst) : taken);
+  }
+
+  /** Hands each port touched its share. @returns packets taken, of all together */
+  #transmit(): number {
+    let taken = 0;
     for (let t = 0; t < this.#nTouched; t++) {
       const id = this.#touched[t];
       const from = BURST_SIZE * id;
       // another lcore may have learned an address on a port that is yet to come to this one
-      this.#ports[id]?.transmit(this.#list, from, from + this.#count[id]);
+      taken += this.#ports[id]?.transmit(this.#list, from, from + this.#count[id]) ?? 0;
       this.#count[id] = 0;
     }
     this.#nTouched = 0;
+    return taken;
+  }
 
-    let forwarded = 0;
-    let sent = 0;
-    for (let i = 0; i < count; i++) {
-      if (delivered[i] > 0) forwarded++;
-      if (dest[i] !== DEST_DROP) sent++;
-    }
+  #account(source: Port, sent: number, forwarded: number): void {
     source.counters[PORT_SLOTS.tx_forwarded] += forwarded;
     source.counters[PORT_SLOTS.tx_drop_receiver] += sent - forwarded;
   }
@@ -77,4 +91,11 @@ export class Forwarder {
     source.counters[PORT_SLOTS.tx_drop_alone] += to - from;
     return false;
   }
+}
+
+/** Packets that some port has taken. */
+function deliveredOf({ delivered, count }: Burst): number {
+  let packets = 0;
+  for (let i = 0; i < count; i++) if (delivered[i] > 0) packets++;
+  return packets;
 }

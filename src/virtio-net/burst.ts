@@ -20,6 +20,9 @@ export const BAD_OFFLOAD = -1;
 export const FRONT_WORDS = 4;
 export const FRONT_BYTES = 4 * FRONT_WORDS;
 
+/** The type in the last word of a front. */
+const TYPE_MASK = 0xffff;
+
 /** Words of each packet's virtio_net_hdr. */
 export const HEADER_WORDS = 4;
 export const HEADER_BYTES = 4 * HEADER_WORDS;
@@ -29,6 +32,10 @@ export const TALLY_GROUP = 8;
 export const TALLY_BROADCAST = 9;
 export const TALLY_BYTES = 10;
 export const TALLY_WORDS = 11;
+
+/** Words of the spread: in which bits the fronts differ, and the length of the longest packet. */
+export const SPREAD_LONGEST = FRONT_WORDS;
+const SPREAD_WORDS = FRONT_WORDS + 1;
 
 /** Where the arrays lie in scratch memory, bytes. */
 export const SCRATCH = (() => {
@@ -47,12 +54,15 @@ export const SCRATCH = (() => {
     first: words(BURST_SIZE + 1),
     len: words(BURST_SIZE),
     delivered: words(BURST_SIZE),
+    all: words(BURST_SIZE),
     list: words(BURST_SIZE),
     segWindow: words(MAX_SEGMENTS),
     segOff: words(MAX_SEGMENTS),
     segLen: words(MAX_SEGMENTS),
     copies: words(3 * BURST_SIZE),
+    usedIds: words(BURST_SIZE),
     tally: words(TALLY_WORDS),
+    spread: words(SPREAD_WORDS),
   } as const;
 })();
 
@@ -86,14 +96,24 @@ export class Burst {
   readonly slots: Int32Array;
   /** slots of all packets */
   slotCount = 0;
+  /** the port that all packets go to, or −1: then `dest` says it of each */
+  only = -1;
   /** where each packet goes: a port number, or one of the negative DEST_ codes of the switch */
   readonly dest = new Int32Array(BURST_SIZE);
-  /** how many ports have taken each packet */
+  /** how many ports have taken each packet, where somebody wants to know: it counts on from what stands there */
   readonly delivered: Int32Array;
-  /** the packets being enqueued at one port */
+  /** the numbers of all packets, for a port that gets the whole burst */
+  readonly all: Int32Array;
+  /** room for the numbers of some */
   readonly list: Int32Array;
+  /** `all` or `list`: the packets being enqueued at one port */
+  order: Int32Array;
   /** what the packets taken, or delivered, since it was cleared add to a vring's counters */
   readonly tally: Int32Array;
+  /** how far packets taken the plain way are alike */
+  readonly spread: Int32Array;
+  /** all packets go between the same two addresses with the same type, none asks anything of its receiver, and their lengths are fair */
+  uniform = false;
 
   /** Makes the burst one frame, which lies in one piece and asks nothing of its receiver. */
   putOne(window: number, off: number, frame: Uint8Array): void {
@@ -104,9 +124,17 @@ export class Burst {
     this.first[1] = 1;
     this.len[0] = frame.length;
     this.needs[0] = 0;
+    this.uniform = false;
     this.frontBytes.fill(0, 0, FRONT_BYTES);
     this.frontBytes.set(frame.subarray(0, FRONT_BYTES));
     this.count = 1;
+  }
+
+  /** Whether the packets from number 0 on, all taken the plain way at once, are of one kind: from their spread. */
+  get alike(): boolean {
+    const { spread } = this;
+    const differ = spread[0] | spread[1] | spread[2] | (spread[3] & TYPE_MASK);
+    return differ === 0 && spread[SPREAD_LONGEST] <= MAX_FRAME_BYTES;
   }
 
   /** @param scratch memory for the arrays, a page at least */
@@ -124,7 +152,11 @@ export class Burst {
     this.id = words(SCRATCH.id, BURST_SIZE);
     this.slots = words(SCRATCH.slots, BURST_SIZE);
     this.delivered = words(SCRATCH.delivered, BURST_SIZE);
+    this.all = words(SCRATCH.all, BURST_SIZE);
+    for (let i = 0; i < BURST_SIZE; i++) this.all[i] = i;
     this.list = words(SCRATCH.list, BURST_SIZE);
+    this.order = this.list;
     this.tally = words(SCRATCH.tally, TALLY_WORDS);
+    this.spread = words(SCRATCH.spread, SPREAD_WORDS);
   }
 }

@@ -30,7 +30,8 @@ export function dequeueBurst(vring: NetVring, stage: RingStage): number {
   const ready = ring.refresh();
   if (ready === 0) return 0;
   const n = Math.min(ready, BURST_SIZE);
-  let i = stage.take(vring, 0, n, 0);
+  const plain = stage.take(vring, 0, n, 0);
+  let i = plain;
   let ahead = i;
   while (i < n && takeAny(vring, burst, i, ahead)) {
     ahead += ring.chainSlots;
@@ -44,6 +45,7 @@ export function dequeueBurst(vring: NetVring, stage: RingStage): number {
   }
   burst.first[i] = burst.segments.count;
   burst.count = i;
+  burst.uniform = i === plain && burst.alike;
   burst.slotCount = ahead;
   vring.count(burst.tally);
   return i;

@@ -70,21 +70,23 @@ export class Enqueuer {
   enqueue(vring: NetVring, list: Int32Array, from: number, to: number): number {
     const { burst } = this.#ringStage;
     const { ring } = vring;
-    const n = to - from;
-    for (let i = 0; i < n; i++) burst.list[i] = list[from + i];
+    const begin = list === burst.all ? from : 0;
+    const end = begin + to - from;
+    burst.order = list === burst.all ? list : burst.list;
+    if (list !== burst.all) for (let i = 0; i < end; i++) burst.list[i] = list[from + i];
     const { drops } = this;
     for (let reason = 0; reason < DROPS; reason++) drops[reason] = 0;
     this.#filled = 0;
-    this.#looked = ring.ready < n;
+    this.#looked = ring.ready < end - begin;
     if (this.#looked) ring.refresh();
     let delivered = 0;
-    let i = 0;
-    while (i < n) {
-      const plain = this.#fillPlain(vring, burst, i, n);
+    let i = begin;
+    while (i < end) {
+      const plain = this.#fillPlain(vring, burst, i, end);
       delivered += plain - i;
       i = plain;
-      if (i === n) break;
-      const packet = burst.list[i++];
+      if (i === end) break;
+      const packet = burst.order[i++];
       const status = this.#fillAny(vring, burst, packet);
       if (status >= 0) drops[status]++;
       else {
@@ -102,13 +104,13 @@ export class Enqueuer {
     return delivered;
   }
 
-  /** Delivers packets from list[from] on that go the plain way. @returns the first that does not, or `n` */
+  /** Delivers packets from order[from] on that go the plain way. @returns the first that does not, or `n` */
   #fillPlain(vring: NetVring, burst: Burst, from: number, n: number): number {
     const { ring } = vring;
     const end = Math.min(n, from + ring.ready - this.#filled);
     // what is logged must be marked when it has been written, and what is recorded before: that is the general way's business
     if (from >= end || ring.fault !== FAULT_NONE || ring.log !== undefined || ring.records !== undefined) return from;
-    const src = this.#windows[burst.segments.window[burst.first[burst.list[from]]]];
+    const src = this.#windows[burst.segments.window[burst.first[burst.order[from]]]];
     if (src === undefined) return from;
     const to = this.#ringStage.fill(vring, src, from, end, this.#filled);
     this.#filled += to - from;

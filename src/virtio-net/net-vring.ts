@@ -3,7 +3,7 @@
  */
 import { VRING_SLOTS } from '../stats/counters.ts';
 import { ETHHDR } from '../uapi/ip.ts';
-import { hasFeature } from '../uapi/virtio.ts';
+import { hasFeature, VIRTIO_F_IN_ORDER } from '../uapi/virtio.ts';
 import {
   netHeaderSize,
   VIRTIO_NET_F_MRG_RXBUF,
@@ -36,6 +36,8 @@ export class NetVring {
   readonly mergeable: boolean;
   /** RX: what the driver takes undone; TX: what it may leave so. NEED_… of `offload.ts` */
   readonly accepts: number;
+  /** a used element may stand for all buffers made available before its own, too */
+  readonly inOrder: boolean;
   readonly #maySend: number;
   /** a block of VRING_SLOTS */
   readonly counters: Float64Array;
@@ -51,6 +53,7 @@ export class NetVring {
     this.headerLen = netHeaderSize(features);
     this.mergeable = hasFeature(features, VIRTIO_NET_F_MRG_RXBUF);
     this.accepts = acceptsOf(features);
+    this.inOrder = hasFeature(features, VIRTIO_F_IN_ORDER);
     this.#maySend = maySendOf(features);
     this.counters = counters;
   }

@@ -2,7 +2,7 @@
  * The plain packets' way through packed rings in WebAssembly: packets of one descriptor, in the memory chunk at hand. A slot's
  * flags are loaded first, in order before the rest of it; all of a used element but its address is one store.
  */
-import { DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
+import { COPY_ENTRY_BYTES, DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
 import { type Code, type FunctionBody, I32, op, V128 } from '../mem/wasm-assembler.ts';
 import {
   VRING_DESC_F_INDIRECT,
@@ -17,14 +17,17 @@ import {
   type ChunkArgs,
   copyAll,
   DESC_LOCALS,
+  endTake,
   FILL_LOCALS,
   FILL_PARAMS,
   type FillArgs,
   fillPacket,
+  type Kind,
   leaveIf,
   loadBuffer,
   locals,
   nextPacket,
+  TAKE_WIDE,
   takePacket,
   tallyRun,
   times,
@@ -70,12 +73,12 @@ const putUsed = (l: RingLocals, mem: number, lower: Code[], id: number, first: C
 /** takePacked(…ring, …chunk, window, i, n, segment) → the first packet that is not plain or not there, or n. */
 function takeFunction(): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, 'window', 'i', 'n', 'segment'] as const;
-  const l = locals(params, [...DESC_LOCALS, 'front']);
+  const l = locals(params, [...DESC_LOCALS, ...TAKE_WIDE]);
   return {
     name: 'takePacked',
     params: params.length,
     result: true,
-    locals: [...DESC_LOCALS.map(() => I32), V128],
+    locals: [...DESC_LOCALS.map(() => I32), ...TAKE_WIDE.map(() => V128)],
     code: [
       op.block(
         op.doWhile(
@@ -88,59 +91,87 @@ function takeFunction(): FunctionBody {
           ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.n), op.ltU],
         ),
       ),
+      ...endTake(l),
+      get(l.i),
+    ],
+  };
+}
+
+/** The name of `fill` for packets of a kind. */
+const FILL = { any: 'fillPacked', uniform: 'fillPackedUniform' };
+
+/**
+ * fillPacked(…ring, …chunk, …fill) → the first of order[i] … order[end − 1] that is not plain or finds no buffer, or end. Those before
+ * are copied and counted. `filled`: slots filled before; slot 0 of them all is not shown to the driver. Used elements are stored
+ * last and at once: a driver that looks for them while they are made would take the line away between two of them.
+ */
+function fillFunction(kind: Kind): FunctionBody {
+  const params = [...RING_PARAMS, ...CHUNK_PARAMS, ...FILL_PARAMS] as const;
+  const others = [...DESC_LOCALS, ...FILL_LOCALS, 'id', 'at12', 'firstSlot', 'firstAvail', 'before'] as const;
+  const l = locals(params, others);
+  const putAllUsed = [
+    ...[get(l.firstSlot), set(l.slot), get(l.firstAvail), set(l.avail)],
+    op.doWhile(
+      ...[get(l.desc), ...times(l.slot, 4), op.add, set(l.at)],
+      ...[get(l.before), op.load32(SCRATCH_MEM, SCRATCH.usedIds), set(l.id)],
+      ...putUsed(
+        l,
+        DST,
+        [get(l.at12), op.load32(SCRATCH_MEM, SCRATCH.copies + 8), get(l.headerLen), op.add],
+        l.id,
+        [get(l.filled), get(l.at12), op.or, op.eqz],
+        VRING_DESC_F_WRITE,
+      ),
+      ...nextSlot(l),
+      ...[get(l.before), op.const(4), op.add, set(l.before)],
+      ...[get(l.at12), op.const(COPY_ENTRY_BYTES), op.add, tee(l.at12), get(l.copyAt), op.ltU],
+    ),
+  ];
+  return {
+    name: FILL[kind],
+    params: params.length,
+    result: true,
+    locals: others.map(() => I32),
+    code: [
+      ...[get(l.slot), set(l.firstSlot), get(l.avail), set(l.firstAvail), get(l.filled), set(l.before)],
+      op.block(
+        op.doWhile(
+          ...nextPacket(l, kind),
+          ...findDescriptor(l, DST, VRING_DESC_F_WRITE),
+          ...loadBuffer(l, DST),
+          ...leaveIf(get(l.len), get(l.need), op.ltU),
+          ...[get(l.filled), get(l.before), op.sub, op.const(2), op.shl],
+          ...[get(l.at), op.load16(DST, DESC.id), op.store32(SCRATCH_MEM, SCRATCH.usedIds)],
+          ...nextSlot(l),
+          ...fillPacket(l, kind),
+        ),
+      ),
       ...tallyRun(l),
+      ...[get(l.before), set(l.filled), op.const(0), set(l.before)],
+      ...copyAll(l, ...putAllUsed),
       get(l.i),
     ],
   };
 }
 
 /**
- * fillPacked(…ring, …chunk, …fill) → the first of list[i] … list[end − 1] that is not plain or finds no buffer, or end. Those before
- * are copied and counted. `filled`: slots filled before; slot 0 of them all is not shown to the driver.
+ * completePacked(desc, num, slot, avail, i, n): fills used elements of length 0 in the source window, one for each packet of the burst
+ * from number i on, at least one. The first one stands at the position and is not shown to the driver.
  */
-function fillFunction(): FunctionBody {
-  const params = [...RING_PARAMS, ...CHUNK_PARAMS, ...FILL_PARAMS] as const;
-  const others = [...DESC_LOCALS, 'id', ...FILL_LOCALS] as const;
-  const l = locals(params, others);
-  return {
-    name: 'fillPacked',
-    params: params.length,
-    result: true,
-    locals: others.map(() => I32),
-    code: [
-      op.block(
-        op.doWhile(
-          ...nextPacket(l),
-          ...findDescriptor(l, DST, VRING_DESC_F_WRITE),
-          ...loadBuffer(l, DST),
-          ...leaveIf(get(l.len), get(l.need), op.ltU),
-          ...[get(l.at), op.load16(DST, DESC.id), set(l.id)],
-          ...putUsed(l, DST, [get(l.need)], l.id, [get(l.filled), op.eqz], VRING_DESC_F_WRITE),
-          ...nextSlot(l),
-          ...fillPacket(l),
-        ),
-      ),
-      ...tallyRun(l),
-      ...copyAll(l),
-      get(l.i),
-    ],
-  };
-}
-
-/** completePacked(desc, num, slot, avail, n): fills n used elements of length 0 with the burst's ids, in the source window. */
 function completeFunction(): FunctionBody {
-  const params = [...RING_PARAMS, 'n'] as const;
-  const l = locals(params, ['i', 'at', 'id', 'b4']);
+  const params = [...RING_PARAMS, 'i', 'n'] as const;
+  const l = locals(params, ['at', 'id', 'b4', 'first']);
   return {
     name: 'completePacked',
     params: params.length,
     result: false,
     locals: [I32, I32, I32, I32],
     code: [
+      ...[get(l.i), set(l.first)],
       op.doWhile(
         ...[get(l.desc), ...times(l.slot, 4), op.add, set(l.at)],
         ...[...times(l.i, 2), tee(l.b4), op.load32(SCRATCH_MEM, SCRATCH.id), set(l.id)],
-        ...putUsed(l, SRC, [op.const(0)], l.id, [get(l.i), op.eqz], 0),
+        ...putUsed(l, SRC, [op.const(0)], l.id, [get(l.i), get(l.first), op.eq], 0),
         // A chain may have taken several slots, at most a lap.
         ...[get(l.slot), get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.slots), op.add, tee(l.slot), get(l.num), op.geU],
         op.if(
@@ -153,13 +184,21 @@ function completeFunction(): FunctionBody {
   };
 }
 
+type FillPacked = (...args: [...RingArgs, ...ChunkArgs, ...FillArgs]) => number;
+
 export interface PackedExports {
   takePacked(...args: [...RingArgs, ...ChunkArgs, window: number, from: number, n: number, segment: number]): number;
-  fillPacked(...args: [...RingArgs, ...ChunkArgs, ...FillArgs]): number;
-  completePacked(...args: [...RingArgs, n: number]): void;
+  fillPacked: FillPacked;
+  fillPackedUniform: FillPacked;
+  completePacked(...args: [...RingArgs, from: number, n: number]): void;
 }
 
 if (VRING_PACKED_DESC.size !== 16 || DESC.id !== DESC.len + 4)
   throw new RangeError('the stores here count on this layout');
 
-export const packedFunctions = (): FunctionBody[] => [takeFunction(), fillFunction(), completeFunction()];
+export const packedFunctions = (): FunctionBody[] => [
+  takeFunction(),
+  fillFunction('any'),
+  fillFunction('uniform'),
+  completeFunction(),
+];

@@ -43,12 +43,13 @@ export function takePlain(ring: SplitRing, headerLen: number, burst: Burst, from
     count++;
   }
   for (let k = from; k < i; k++) tallyPacket(burst, k);
+  burst.spread[0] = -1; // not looked at
   return i;
 }
 
 const copies = new Int32Array(3 * BURST_SIZE);
 
-/** As `fillSplit` of the module; `src` is the window that packet list[from] lies in. */
+/** As `fillSplit` of the module; `src` is the window that packet order[from] lies in. */
 export function fillPlain(
   ring: SplitRing,
   headerLen: number,
@@ -61,14 +62,14 @@ export function fillPlain(
 ): number {
   const { desc, descIdx, map, num, mask, avail, availIdx, next, used32, usedRingIdx } = ring;
   const { hi: mapHi, lo: mapLo, reach, window: mapWindow, base } = map;
-  const { first, len: lens, needs, delivered, list, segments } = burst;
+  const { first, len: lens, needs, delivered, order, segments } = burst;
   const { window: srcWindows, off: srcOffs } = segments;
   const dst = ring.windows[mapWindow];
   const { dv } = dst;
   let filled = filledBefore;
   let i = from;
   for (; i < end; i++) {
-    const packet = list[i];
+    const packet = order[i];
     const piece = first[packet];
     if (needs[packet] !== 0 || first[packet + 1] - piece !== 1 || srcWindows[piece] !== src.id) break;
     const head = avail[availIdx + 2 + ((next + filled) & mask)];
@@ -94,7 +95,7 @@ export function fillPlain(
     delivered[packet]++;
     filled++;
   }
-  for (let k = from; k < i; k++) tallyPacket(burst, list[k]);
+  for (let k = from; k < i; k++) tallyPacket(burst, order[k]);
   copySegments(copies, i - from, src, dst);
   return i;
 }

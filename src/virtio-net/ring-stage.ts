@@ -9,7 +9,7 @@ import type { WindowViews } from '../mem/window.ts';
 import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { AVAIL, type PackedRing, USED } from '../virtqueue/packed-ring.ts';
 import type { SplitRing } from '../virtqueue/split-ring.ts';
-import { Burst } from './burst.ts';
+import { Burst, SCRATCH } from './burst.ts';
 import type { NetVring } from './net-vring.ts';
 import { type PackedExports, packedFunctions } from './packed-module.ts';
 import { completePlain, fillPlain, takePlain } from './plain.ts';
@@ -23,6 +23,12 @@ const ringModule = () =>
 
 /** The flags of an available descriptor `ahead` of the position. */
 const availFlags = (ring: PackedRing, ahead: number) => (ring.wrapAt(ahead) === 1 ? AVAIL : USED);
+
+/** Where the numbers of the packets being enqueued lie in scratch memory. */
+const orderOff = ({ order, all }: Burst) => (order === all ? SCRATCH.all : SCRATCH.list);
+
+/** One port gets the whole burst, which goes to no group. */
+const isUniform = ({ uniform, order, all, only }: Burst) => uniform && order === all && only >= 0;
 
 /** One thread's; its functions work on its own burst. */
 export class RingStage {
@@ -76,7 +82,7 @@ export class RingStage {
   }
 
   /**
-   * Copies packets list[from] … list[end − 1] of the burst into the ring's next buffers and fills their used elements, as long as
+   * Copies packets order[from] … order[end − 1] of the burst into the ring's next buffers and fills their used elements, as long as
    * each is one piece in `src`, asks nothing of its receiver, and fits one plain descriptor in the memory chunk at hand. `from` <
    * `end`; in a split ring as many buffers are there. @param filled slots filled before @returns the first that is something else or
    * finds no buffer, or `end`; those before it are counted in the burst's tally
@@ -100,10 +106,11 @@ export class RingStage {
     const { descOff, availRingOff, usedRingOff, num, mask, next } = ring;
     const { lo, hi, reach, base } = map;
     const pair = this.#pairs.of(src, dst);
+    const fillSplit = isUniform(this.burst) ? pair.fillSplitUniform : pair.fillSplit;
     // biome-ignore format: ring, chunk, packets
-    return pair.fillSplit(
+    return fillSplit(
       descOff, availRingOff, num, mask, next, headerLen, lo, hi, reach, base,
-      usedRingOff, lastWord, src.id, from, end, filled,
+      usedRingOff, lastWord, src.id, orderOff(this.burst), from, end, filled,
     );
   }
 
@@ -117,22 +124,25 @@ export class RingStage {
     if (from >= to || map.window !== ring.window || dst.memory === undefined || src.memory === undefined) return from;
     const { lo, hi, reach, base } = map;
     const pair = this.#pairs.of(src, dst);
+    const fillPacked = isUniform(this.burst) ? pair.fillPackedUniform : pair.fillPacked;
     // biome-ignore format: ring, chunk, packets
-    return pair.fillPacked(
+    return fillPacked(
       descOff, num, ring.slotAt(filled), availFlags(ring, filled), headerLen, lo, hi, reach, base,
-      lastWord, src.id, from, to, filled,
+      lastWord, src.id, orderOff(this.burst), from, to, filled,
     );
   }
 
-  /** Fills used elements of length 0 for the whole burst, which came from `ring`. */
-  complete({ ring }: NetVring): void {
+  /** Fills used elements of length 0 for the whole burst, which came from `ring`; or, in a packed ring used in order, one for all. */
+  complete({ ring, inOrder }: NetVring): void {
     const { burst } = this;
     if (burst.count === 0) return;
     const window = ring.windows[ring.window];
     if (window?.memory === undefined) completePlain(ring, burst);
     else if (ring.packed) {
       const { descOff, num, next } = ring as PackedRing;
-      this.#pairs.of(window, window).completePacked(descOff, num, next, availFlags(ring as PackedRing, 0), burst.count);
+      const from = inOrder ? burst.count - 1 : 0;
+      const pair = this.#pairs.of(window, window);
+      pair.completePacked(descOff, num, next, availFlags(ring as PackedRing, 0), from, burst.count);
     } else {
       const { usedRingOff, mask, next } = ring as SplitRing;
       this.#pairs.of(window, window).completeSplit(usedRingOff, mask, next, burst.count);

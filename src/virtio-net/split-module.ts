@@ -11,15 +11,18 @@ import {
   type ChunkArgs,
   copyAll,
   DESC_LOCALS,
+  endTake,
   FILL_LOCALS,
   FILL_PARAMS,
   type FillArgs,
   fillPacket,
+  type Kind,
   leaveIf,
   leaveUnless,
   loadBuffer,
   locals,
   nextPacket,
+  TAKE_WIDE,
   takePacket,
   tallyRun,
   times,
@@ -50,12 +53,12 @@ const findDescriptor = (l: RingLocals, mem: number, flags: number): Code[] => [
 function takeFunction(): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, 'window', 'i', 'n', 'segment'] as const;
   const others = [...DESC_LOCALS, 'head'] as const;
-  const l = locals(params, [...others, 'front']);
+  const l = locals(params, [...others, ...TAKE_WIDE]);
   return {
     name: 'takeSplit',
     params: params.length,
     result: true,
-    locals: [...others.map(() => I32), V128],
+    locals: [...others.map(() => I32), ...TAKE_WIDE.map(() => V128)],
     code: [
       op.block(
         op.doWhile(
@@ -67,37 +70,40 @@ function takeFunction(): FunctionBody {
           ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.n), op.ltU],
         ),
       ),
-      ...tallyRun(l),
+      ...endTake(l),
       get(l.i),
     ],
   };
 }
 
+/** The name of `fill` for packets of a kind. */
+const FILL = { any: 'fillSplit', uniform: 'fillSplitUniform' };
+
 /**
- * fillSplit(…ring, …chunk, used, …fill) → the first of list[i] … list[end − 1] that is not plain, or end. Those before are
+ * fillSplit(…ring, …chunk, used, …fill) → the first of order[i] … order[end − 1] that is not plain, or end. Those before are
  * copied and counted. `filled`: used entries filled before.
  */
-function fillFunction(): FunctionBody {
+function fillFunction(kind: Kind): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, 'used', ...FILL_PARAMS] as const;
   const others = [...DESC_LOCALS, 'head', ...FILL_LOCALS] as const;
   const l = locals(params, others);
   const usedElem = [get(l.head), op.extend, get(l.need), op.extend, op.const64(32), op.shl64, op.or64];
   return {
-    name: 'fillSplit',
+    name: FILL[kind],
     params: params.length,
     result: true,
     locals: others.map(() => I32),
     code: [
       op.block(
         op.doWhile(
-          ...nextPacket(l),
+          ...nextPacket(l, kind),
           ...loadHead(l, DST, l.filled),
           ...findDescriptor(l, DST, VRING_DESC_F_WRITE),
           ...loadBuffer(l, DST),
           ...leaveIf(get(l.len), get(l.need), op.ltU),
           ...[get(l.next), get(l.filled), op.add, get(l.mask), op.and, op.const(3), op.shl, get(l.used), op.add],
           ...[...usedElem, op.store64(DST)],
-          ...fillPacket(l),
+          ...fillPacket(l, kind),
         ),
       ),
       ...tallyRun(l),
@@ -127,12 +133,20 @@ function completeFunction(): FunctionBody {
   };
 }
 
+type FillSplit = (...args: [...RingArgs, ...ChunkArgs, used: number, ...FillArgs]) => number;
+
 export interface SplitExports {
   takeSplit(...args: [...RingArgs, ...ChunkArgs, window: number, from: number, n: number, segment: number]): number;
-  fillSplit(...args: [...RingArgs, ...ChunkArgs, used: number, ...FillArgs]): number;
+  fillSplit: FillSplit;
+  fillSplitUniform: FillSplit;
   completeSplit(used: number, mask: number, next: number, n: number): void;
 }
 
 if (VRING_USED_ELEM.size !== 8 || VRING_DESC.size !== 16) throw new RangeError('the shifts here count on these sizes');
 
-export const splitFunctions = (): FunctionBody[] => [takeFunction(), fillFunction(), completeFunction()];
+export const splitFunctions = (): FunctionBody[] => [
+  takeFunction(),
+  fillFunction('any'),
+  fillFunction('uniform'),
+  completeFunction(),
+];

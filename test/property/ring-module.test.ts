@@ -10,10 +10,10 @@ import { AddressMap, type Chunk } from '../../src/mem/address-map.ts';
 import { openWindow, WindowPool, type WindowViews } from '../../src/mem/window.ts';
 import { counterBlock, VRING_SLOTS } from '../../src/stats/counters.ts';
 import { Caller } from '../../src/sys/eventfd.ts';
-import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
+import { featureMask, VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
 import { NO_FD } from '../../src/vhost/vhost-device.ts';
-import { BURST_SIZE, FRONT_WORDS } from '../../src/virtio-net/burst.ts';
+import { BURST_SIZE, FRONT_BYTES, FRONT_WORDS } from '../../src/virtio-net/burst.ts';
 import { completeBurst, dequeueBurst } from '../../src/virtio-net/dequeue.ts';
 import { Enqueuer } from '../../src/virtio-net/enqueue.ts';
 import { NetVring } from '../../src/virtio-net/net-vring.ts';
@@ -120,7 +120,14 @@ function writePacked(window: WindowViews, spec: RingSpec, write: number): number
 }
 
 /** Writes the ring into a window; the descriptors of a receive ring are write-only where those of a transmit ring are not. */
-function makeNet(format: Format, window: WindowViews, spec: RingSpec, write: number, more: readonly Chunk[]): NetVring {
+function makeNet(
+  format: Format,
+  window: WindowViews,
+  spec: RingSpec,
+  write: number,
+  more: readonly Chunk[],
+  inOrder = false,
+): NetVring {
   fillBuffers(window, spec.seed);
   const num = format === 'packed' ? writePacked(window, spec, write) : writeSplit(window, spec, write);
   const position = (spec.start % num) | (spec.wrap << 15);
@@ -142,8 +149,8 @@ function makeNet(format: Format, window: WindowViews, spec: RingSpec, write: num
   const Ring = format === 'packed' ? PackedRing : SplitRing;
   const ring = new Ring(config, new AddressMap([memory, ...more]), windows, caller);
   ring.refresh();
-  const features = spec.headerLen === 12 ? featureMask(VIRTIO_F_VERSION_1) : 0n;
-  return new NetVring(ring, features, new Float64Array(counterBlock(VRING_SLOTS)));
+  const bits = [...(spec.headerLen === 12 ? [VIRTIO_F_VERSION_1] : []), ...(inOrder ? [VIRTIO_F_IN_ORDER] : [])];
+  return new NetVring(ring, featureMask(...bits), new Float64Array(counterBlock(VRING_SLOTS)));
 }
 
 function makeRing(window: WindowViews, spec: RingSpec, write: number): { ring: SplitRing; net: NetVring } {
@@ -365,6 +372,105 @@ for (const format of FORMATS)
       assert.ok(delivered > 150, `${delivered} packets have been delivered`);
     });
   });
+
+/** Bytes of a front that packets of one kind share: both addresses and the type. */
+const KIND_BYTES = 14;
+/** Plain buffers that do not overlap, with the same bytes everywhere but for some bytes of some fronts. */
+const alikes = fc.record({
+  lens: fc.array(fc.integer({ min: 28, max: 900 }), { minLength: 1, maxLength: BURST_SIZE }),
+  odd: fc.array(fc.record({ packet: fc.nat(BURST_SIZE), byte: fc.nat(20), bit: fc.nat(7) }), { maxLength: 2 }),
+  headerLen: fc.constantFrom(10 as const, 12 as const),
+});
+
+for (const format of FORMATS)
+  test(`${format} rings: a burst is uniform if its packets are of one kind, and then delivered as any other`, () => {
+    let uniform = 0;
+    fc.assert(
+      fc.property(alikes, ({ lens, odd, headerLen }) => {
+        const ringOf = (window: WindowViews, write: number) =>
+          makeNet(
+            format,
+            window,
+            {
+              ...{ log2: 7, num: 128, wrap: 1, available: BURST_SIZE, start: 0, mapLo: 0, mapHi: 0, headerLen },
+              ...{ reach: 0x20000, seed: 1, heads: Array.from({ length: 128 }, (_, i) => i) },
+              descriptors: Array.from({ length: 128 }, (_, i) => {
+                const len = write === 0 ? lens[i % lens.length] : ROOM;
+                return { at: ROOM * i, hi: 0, len, flags: 0, next: i };
+              }),
+            },
+            write,
+            [],
+          );
+        const source = ringOf(srcWindow, 0);
+        srcWindow.u8.fill(0, BUFFERS_OFF, END_OFF);
+        for (const { packet, byte, bit } of odd)
+          srcWindow.u8[BUFFERS_OFF + ROOM * packet + headerLen + byte] ^= 1 << bit;
+        const stage = new RingStage();
+        const { burst } = stage;
+        const n = dequeueBurst(source, stage);
+        assert.equal(n, BURST_SIZE);
+        const kind = (i: number) => Buffer.from(burst.frontBytes.slice(FRONT_BYTES * i, FRONT_BYTES * i + KIND_BYTES));
+        const alike = Array.from({ length: n }, (_, i) => kind(i)).every((front) => front.equals(kind(0)));
+        assert.equal(burst.uniform, alike);
+        if (!burst.uniform) return;
+        uniform++;
+        const outcome = (only: number) => {
+          burst.only = only;
+          const net = ringOf(dstWindow, VRING_DESC_F_WRITE);
+          dstWindow.u8.fill(0x5a, BUFFERS_OFF, END_OFF);
+          const enqueuer = new Enqueuer(stage, new OffloadStage(bounce, 65536, 2 ** 20), windows);
+          const delivered = enqueuer.enqueue(net, burst.all, 0, n);
+          return [delivered, [...net.counters], net.ring.base, ringBytes(dstWindow)];
+        };
+        assert.deepEqual(outcome(0), outcome(-1));
+      }),
+      { numRuns: 200 },
+    );
+    assert.ok(uniform > 20, `${uniform} bursts were uniform`);
+  });
+
+test('packed rings used in order: one used element, with the id of the last buffer, stands for a whole burst, also across the wrap', () => {
+  fc.assert(
+    fc.property(fc.integer({ min: 1, max: 60 }), fc.nat(59), fc.nat(1), (num, start, wrap) => {
+      const spec: RingSpec = {
+        ...{
+          log2: 7,
+          num,
+          wrap,
+          available: num,
+          start: start % num,
+          mapLo: 0,
+          mapHi: 0,
+          headerLen: 12,
+          reach: 0x20000,
+        },
+        ...{ seed: 1, heads: [] },
+        descriptors: Array.from({ length: 128 }, (_, i) => ({
+          at: ROOM * i,
+          hi: 0,
+          len: 100,
+          flags: 0,
+          next: 500 + i,
+        })),
+      };
+      const net = makeNet('packed', srcWindow, { ...spec, available: num + (num % 3 === 0 ? 1 : 0) }, 0, [], true);
+      const before = srcWindow.u8.slice(DESC_OFF, DESC_OFF + 16 * num);
+      const stage = new RingStage();
+      const n = dequeueBurst(net, stage);
+      assert.equal(n, Math.min(num, BURST_SIZE));
+      completeBurst(net, stage);
+      const expected = Buffer.from(before);
+      const position = start % num;
+      expected.writeUInt32LE(0, 16 * position + 8);
+      expected.writeUInt16LE(500 + ((position + n - 1) % num), 16 * position + 12);
+      expected.writeUInt16LE(wrap === 1 ? 0x8080 : 0, 16 * position + 14);
+      assert.deepEqual(Buffer.from(srcWindow.u8.slice(DESC_OFF, DESC_OFF + 16 * num)), expected);
+      const next = position + n;
+      assert.equal(net.ring.base & 0xffff, (next % num) | ((next < num ? wrap : wrap ^ 1) << 15));
+    }),
+  );
+});
 
 test('packed rings: no more than a lap is taken or filled, whatever the driver makes of descriptors it has not got back', () => {
   const spec: RingSpec = {
