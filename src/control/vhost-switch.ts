@@ -15,6 +15,8 @@ import { VhostUserServer } from '../vhost-user/server.ts';
 import { NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
+import { type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
+
 /** The tag of device n is this plus n. */
 const FIRST_VLAN_TAG = 1000;
 
@@ -50,9 +52,11 @@ export interface VhostSwitchOptions {
   readonly poll: 'adaptive' | 'busy';
   /** the lcores that switch, at least one */
   readonly lcores: readonly LcorePlace[];
-  /** how it switches */
+  /** how it switches; devices are numbered below `maxPorts`, uplinks from there on */
   readonly config: SwitchConfig;
-  /** Hears what becomes of sockets and devices. */
+  /** the ports by which guests reach the world; none by default */
+  readonly uplinks?: readonly PortRequest[];
+  /** Hears what becomes of sockets, devices and uplinks. */
   readonly log: Log;
   /** Lines of the original program, to be printed as they are. */
   readonly print: (line: string) => void;
@@ -99,6 +103,7 @@ export class VhostSwitch {
   /** devices that come and go, however fast front ends reconnect */
   readonly #comings: LimitedLog;
   #lcores: LcoreGroup | undefined;
+  #uplinks: Uplinks | undefined;
 
   private constructor(options: VhostSwitchOptions) {
     this.#options = options;
@@ -121,7 +126,7 @@ export class VhostSwitch {
   }
 
   async #start(): Promise<void> {
-    const { config, poll, lcores, onFatal } = this.#options;
+    const { config, poll, lcores, uplinks = [], log, onFatal } = this.#options;
     const events: LcoreThreadEvents = {
       onRegistered: (port, first, last) => this.#onRegistered(port, macText(first, last)),
       onDuplicate: (port) =>
@@ -134,7 +139,11 @@ export class VhostSwitch {
       onStuckCall: (fd) => this.#disconnect((device) => device.hasCallFd(fd), 'its call eventfd is full and blocking'),
       onDeath: onFatal,
     };
-    this.#lcores = await LcoreGroup.start({ config, poll, lcores, pool: this.#pool }, events);
+    const pool = this.#pool;
+    this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, { pool, lcores: lcores.length, log });
+    const maxPorts = config.maxPorts + uplinks.length;
+    this.#lcores = await LcoreGroup.start({ config: { ...config, maxPorts }, poll, lcores, pool }, events);
+    await this.#uplinks.addTo(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
   }
@@ -234,10 +243,16 @@ export class VhostSwitch {
       }));
   }
 
-  /** Closes the sockets and their connections, and ends the lcores. */
+  /** The uplinks, by number. */
+  get uplinks(): UplinkInfo[] {
+    return (this.#uplinks as Uplinks).info;
+  }
+
+  /** Closes the sockets and their connections, ends the lcores, and closes the uplinks. */
   async close(): Promise<void> {
     await Promise.all(this.#sockets.map((socket) => socket.close()));
     await this.#lcores?.stop();
+    await this.#uplinks?.close();
     this.#comings.flush();
     process.off('SIGBUS', this.#onSigbus);
   }

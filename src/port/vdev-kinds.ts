@@ -31,6 +31,14 @@ const SOCKET_PATH = boundedText('a path', 107);
 const FILE_PATH = boundedText('a path', 4095);
 /** IFNAMSIZ, less the final zero. */
 const INTERFACE = boundedText('the name of an interface', 15);
+/** The same, in the network namespace that ip netns calls so. */
+const PLACED_INTERFACE: ValueType<string> = {
+  range: `${INTERFACE.range}, or NAMESPACE:INTERFACE`,
+  parse: (text) => {
+    const [, name] = /^(?:(?!\.{1,2}:)[^/:]{1,255}:)?([^/:]*)$/.exec(text) ?? [];
+    return name === undefined || INTERFACE.parse(name) === undefined ? undefined : text;
+  },
+};
 const COUNT = integer(1, INT32_MAX);
 const BYTES = integer(1, INT32_MAX);
 
@@ -96,7 +104,7 @@ export const VDEV_KINDS = {
   net_af_packet: {
     aliases: ['eth_af_packet'],
     keys: {
-      iface: required(INTERFACE),
+      iface: required(PLACED_INTERFACE),
       qpairs: setting(integer(1, 16), '1'),
       blocksz: key(BYTES),
       framesz: key(BYTES),
@@ -107,7 +115,7 @@ export const VDEV_KINDS = {
   net_tap: {
     aliases: ['eth_tap'],
     keys: {
-      iface: key(INTERFACE),
+      iface: key(PLACED_INTERFACE),
       mac: key<string>({
         range: `fixed, or ${MAC_ADDRESS.range}`,
         parse: (text) => (text === 'fixed' ? text : MAC_ADDRESS.parse(text)),

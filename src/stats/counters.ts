@@ -43,6 +43,8 @@ const PORT_COUNTERS = {
   rx_drop_iotlb_miss: 'frames lost while a translation was missing',
   ring_fault_no_header: 'rings stopped: a chain shorter than the packet header',
   ring_fault_inflight: 'rings stopped: inflight records of an unknown version, broken, or of another ring',
+  tx_missed: 'frames that an uplink lost before they were taken, for want of room; not part of tx_packets',
+  rx_drop_refused: 'frames that the kernel behind an uplink refused',
 } as const;
 
 /** A vring's counters, under DPDK's names. The sizes come first, in the order of the burst's tally. */
@@ -122,8 +124,7 @@ export function txDropped(counters: Record<PortCounter, number>): number {
 /** Frames meant for the guest that it did not get. */
 export function rxDropped(counters: Record<PortCounter, number>): number {
   const { rx_drop_no_buffer, rx_drop_too_big, rx_drop_fault, rx_drop_not_ready } = counters;
-  const { rx_drop_iotlb_miss, rx_drop_bad_offload } = counters;
-  return (
-    rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready + rx_drop_iotlb_miss + rx_drop_bad_offload
-  );
+  const { rx_drop_iotlb_miss, rx_drop_bad_offload, rx_drop_refused } = counters;
+  const ofRings = rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready;
+  return ofRings + rx_drop_iotlb_miss + rx_drop_bad_offload + rx_drop_refused;
 }

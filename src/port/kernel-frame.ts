@@ -1,0 +1,131 @@
+/**
+ * Frames between a burst and the kernel, which puts a virtio_net_hdr in front of each and takes one: what a guest leaves undone
+ * the kernel does, and the other way round.
+ * @see linux/virtio_net.h; VIRTIO 1.2 §5.1.6
+ */
+import type { WindowViews } from '../mem/window.ts';
+import { ETHHDR } from '../uapi/ip.ts';
+import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
+import { BAD_OFFLOAD, type Burst, FRONT_BYTES, FRONT_WORDS, HEADER_BYTES } from '../virtio-net/burst.ts';
+import {
+  NEED_CSUM,
+  NEED_ECN,
+  NEED_TSO4,
+  NEED_TSO6,
+  NEED_UFO,
+  NEED_USO4,
+  NEED_USO6,
+  NEEDS_MALFORMED,
+  needsOf,
+} from '../virtio-net/offload.ts';
+
+const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
+
+/** Bytes of the header that the kernel and a legacy guest have: all but num_buffers. */
+export const KERNEL_HEADER_BYTES = HDR.num_buffers;
+
+/** What the kernel may leave undone in a frame that it gives us. */
+const KERNEL_MAY_SEND = NEED_CSUM | NEED_TSO4 | NEED_TSO6 | NEED_ECN | NEED_UFO | NEED_USO4 | NEED_USO6;
+
+const ETHER_TYPE = ETHHDR.off.h_proto;
+/** Where a VLAN tag stands: behind both addresses. */
+export const TAG_OFF = ETHHDR.off.h_proto;
+export const TAG_BYTES = 4;
+
+/** Empties the burst, for a port that is about to fill it. */
+export function emptyBurst(burst: Burst): void {
+  burst.segments.count = 0;
+  burst.count = 0;
+  if (!burst.offloads) return;
+  burst.needs.fill(0);
+  burst.offloads = false;
+}
+
+/**
+ * Adds a frame, which stays where it is, as the burst's last packet; one whose header makes no sense becomes BAD_OFFLOAD.
+ * @param views the window in which its `len` bytes begin at `off`
+ * @param headerOff where in the same window its virtio_net_hdr is
+ */
+export function putFrame(burst: Burst, views: WindowViews, off: number, len: number, headerOff: number): void {
+  const i = burst.count++;
+  const { segments, front } = burst;
+  const { dv, u8 } = views;
+  burst.first[i] = segments.count;
+  segments.push(views.id, off, len);
+  burst.first[i + 1] = segments.count;
+  burst.len[i] = len;
+  const word = FRONT_WORDS * i;
+  if (len >= FRONT_BYTES) {
+    front[word] = dv.getInt32(off, true);
+    front[word + 1] = dv.getInt32(off + 4, true);
+    front[word + 2] = dv.getInt32(off + 8, true);
+    front[word + 3] = dv.getInt32(off + 12, true);
+  } else {
+    for (let k = 0; k < FRONT_BYTES; k++) burst.frontBytes[FRONT_BYTES * i + k] = k < len ? u8[off + k] : 0;
+  }
+  if (((u8[headerOff + HDR.flags] & VIRTIO_NET_HDR_F_NEEDS_CSUM) | u8[headerOff + HDR.gso_type]) === 0) return;
+  for (let k = 0; k < KERNEL_HEADER_BYTES; k++) burst.headerBytes[HEADER_BYTES * i + k] = u8[headerOff + k];
+  readNeeds(burst, i);
+}
+
+function readNeeds(burst: Burst, i: number): void {
+  const { header, frontBytes, len } = burst;
+  const at = HEADER_BYTES * i;
+  const needs = needsOf(
+    header.getUint8(at + HDR.flags),
+    header.getUint8(at + HDR.gso_type),
+    header.getUint16(at + HDR.gso_size, true),
+    header.getUint16(at + HDR.csum_start, true),
+    header.getUint16(at + HDR.csum_offset, true),
+    len[i],
+    (frontBytes[FRONT_BYTES * i + ETHER_TYPE] << 8) | frontBytes[FRONT_BYTES * i + ETHER_TYPE + 1],
+    KERNEL_MAY_SEND,
+  );
+  if (needs === NEEDS_MALFORMED) {
+    len[i] = BAD_OFFLOAD;
+    return;
+  }
+  burst.needs[i] = needs;
+  burst.offloads = true;
+}
+
+/**
+ * Puts a tag into the burst's last packet, which `putFrame` has added and which came without it.
+ * @param tagOff where in the packet's window there are four bytes for it, until the burst is complete
+ * @param tpid and `tci` of the tag
+ */
+export function insertTag(burst: Burst, views: WindowViews, tagOff: number, tpid: number, tci: number): void {
+  const i = burst.count - 1;
+  const { segments, header } = burst;
+  if (burst.len[i] === BAD_OFFLOAD || burst.len[i] < ETHHDR.size) return;
+  views.dv.setUint16(tagOff, tpid);
+  views.dv.setUint16(tagOff + 2, tci);
+  const s = burst.first[i];
+  const off = segments.off[s];
+  const len = segments.len[s];
+  segments.len[s] = TAG_OFF;
+  segments.push(views.id, tagOff, TAG_BYTES);
+  segments.push(views.id, off + TAG_OFF, len - TAG_OFF);
+  burst.first[i + 1] = segments.count;
+  burst.len[i] = len + TAG_BYTES;
+  for (let k = 0; k < TAG_BYTES; k++) burst.frontBytes[FRONT_BYTES * i + TAG_OFF + k] = views.u8[tagOff + k];
+  if (burst.needs[i] === 0) return;
+  const at = HEADER_BYTES * i;
+  for (const field of [HDR.hdr_len, HDR.csum_start])
+    header.setUint16(at + field, header.getUint16(at + field, true) + TAG_BYTES, true);
+}
+
+/** Writes the header that the kernel gets with packet `i`: of what the sender wrote, only what has been checked. */
+export function writeHeader(burst: Burst, i: number, to: Uint8Array, at: number): void {
+  if (burst.needs[i] === 0) {
+    for (let k = 0; k < KERNEL_HEADER_BYTES; k++) to[at + k] = 0;
+    return;
+  }
+  const from = HEADER_BYTES * i;
+  for (let k = 0; k < KERNEL_HEADER_BYTES; k++) to[at + k] = burst.headerBytes[from + k];
+  to[at + HDR.flags] &= VIRTIO_NET_HDR_F_NEEDS_CSUM;
+  // a hint, which the kernel refuses where it is longer than the frame; it raises one that is too short
+  if (burst.header.getUint16(from + HDR.hdr_len, true) <= burst.len[i]) return;
+  to[at + HDR.hdr_len] = 0;
+  to[at + HDR.hdr_len + 1] = 0;
+}
