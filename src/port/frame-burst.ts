@@ -9,6 +9,7 @@ import { type Burst, FRONT_BYTES, FRONT_WORDS } from '../virtio-net/burst.ts';
 export function clearBurst(burst: Burst): void {
   burst.segments.count = 0;
   burst.count = 0;
+  burst.uniform = false;
   if (!burst.offloads) return;
   burst.needs.fill(0);
   burst.offloads = false;

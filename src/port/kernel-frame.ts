@@ -36,6 +36,7 @@ export const TAG_BYTES = 4;
 export function emptyBurst(burst: Burst): void {
   burst.segments.count = 0;
   burst.count = 0;
+  burst.uniform = false;
   if (!burst.offloads) return;
   burst.needs.fill(0);
   burst.offloads = false;

@@ -71,7 +71,7 @@ export class Burst {
   /** packets in the burst */
   count = 0;
   /** packets that ports should receive at most: 1 to BURST_SIZE */
-  limit = BURST_SIZE;
+  limit: number = BURST_SIZE;
   /** where their bytes lie, of one packet behind the other */
   readonly segments: SegmentList;
   /** packet i's segments are first[i] … first[i + 1] − 1 */
