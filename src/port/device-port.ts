@@ -59,7 +59,7 @@ export interface LinkState {
 }
 
 /** A port as the main thread has it. `Spec` survives postMessage and says to an lcore what to make its port from. */
-export interface OpenedDevice<Spec extends DeviceSpec = DeviceSpec> {
+export interface OpenedDevice<Spec = DeviceSpec> {
   /** as given to --vdev: `net_af_packet0` */
   readonly name: string;
   /** its own address, 6 bytes, if it has one */
