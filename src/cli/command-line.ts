@@ -2,6 +2,8 @@
  * The command line of vhost-switch, `[EAL options] -- [application options]`, resolved to plain values, and its help.
  * Nothing here touches files, sockets or CPUs.
  */
+import { type PortRequest, portName } from '../control/uplinks.ts';
+import { ConfigError } from '../errors.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
 import { FLAG, fold, formatHelp, givenValue, notesOn, type Option, optionName, refuseLater } from './options.ts';
 import { resolveSwitch, SWITCH, type SwitchSettings } from './switch-options.ts';
@@ -38,6 +40,7 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
   if (help || version) return { ...parseCommandLine([]), help, version };
   const eal = resolveEal(given);
   const app = resolveSwitch(given);
+  checkEnabled(app.enabledPorts, eal.ports.length);
   refuseLater(given);
   return {
     help,
@@ -46,8 +49,24 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
     ...eal,
     ...app,
     ignored: [...eal.ignored, ...words],
-    notes: [...eal.notes, ...notesOn(given)],
+    notes: [...eal.notes, ...notesOn(given), ...unusedPorts(eal.ports, app.enabledPorts)],
   };
+}
+
+/** -p may only choose from the ports that there are. */
+function checkEnabled(enabled: readonly number[], ports: number): void {
+  const wrong = enabled.find((port) => port >= ports);
+  if (wrong === undefined) return;
+  const count = ports === 0 ? 'there is no port; name one with --vdev or -a' : `the last port is ${ports - 1}`;
+  throw new ConfigError('CONFIG_INVALID_VALUE', '-p', `enables port ${wrong}, but ${count}`);
+}
+
+function unusedPorts(ports: readonly PortRequest[], enabled: readonly number[]): string[] {
+  return ports.flatMap((request, port) =>
+    enabled.includes(port)
+      ? []
+      : [`${portName(request)} is not used: -p 0x${(2 ** port).toString(16)} makes it the uplink`],
+  );
 }
 
 /** The help of vhost-switch: at most 100 columns, with a final newline. */

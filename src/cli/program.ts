@@ -40,6 +40,7 @@ export async function runSwitch(
   failed.promise.catch(() => {});
   const running = await VhostSwitch.start({
     ...options,
+    uplinks: options.enabledPorts.map((port) => options.ports[port]),
     lcores: options.cores?.workers ?? [{ lcore: 0, cpus: [] }],
     config: {
       learning: options.learning,

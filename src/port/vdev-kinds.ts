@@ -31,6 +31,14 @@ const SOCKET_PATH = boundedText('a path', 107);
 const FILE_PATH = boundedText('a path', 4095);
 /** IFNAMSIZ, less the final zero. */
 const INTERFACE = boundedText('the name of an interface', 15);
+/** The same, in the network namespace that ip netns calls so. */
+const PLACED_INTERFACE: ValueType<string> = {
+  range: `${INTERFACE.range}, or NAMESPACE:INTERFACE`,
+  parse: (text) => {
+    const [, name] = /^(?:(?!\.{1,2}:)[^/:]{1,255}:)?([^/:]*)$/.exec(text) ?? [];
+    return name === undefined || INTERFACE.parse(name) === undefined ? undefined : text;
+  },
+};
 const COUNT = integer(1, INT32_MAX);
 const BYTES = integer(1, INT32_MAX);
 
@@ -96,18 +104,19 @@ export const VDEV_KINDS = {
   net_af_packet: {
     aliases: ['eth_af_packet'],
     keys: {
-      iface: required(INTERFACE),
+      iface: required(PLACED_INTERFACE),
       qpairs: setting(integer(1, 16), '1'),
       blocksz: key(BYTES),
       framesz: key(BYTES),
       framecnt: key(COUNT),
       qdisc_bypass: setting(ON_OFF, '0'),
+      steer: setting(ON_OFF, '0'),
     },
   },
   net_tap: {
     aliases: ['eth_tap'],
     keys: {
-      iface: key(INTERFACE),
+      iface: key(PLACED_INTERFACE),
       mac: key<string>({
         range: `fixed, or ${MAC_ADDRESS.range}`,
         parse: (text) => (text === 'fixed' ? text : MAC_ADDRESS.parse(text)),
@@ -121,14 +130,14 @@ export const VDEV_KINDS = {
   net_af_xdp: {
     aliases: [],
     keys: {
-      iface: required(INTERFACE),
+      iface: required(PLACED_INTERFACE),
       start_queue: setting(integer(0, 65535), '0'),
       queue_count: setting(integer(1, 64), '1'),
       shared_umem: ignored(ON_OFF, 'no effect: each queue has its own'),
-      xdp_prog: key(FILE_PATH),
-      busy_budget: setting(integer(0, 65535), '64'),
+      busy_budget: ignored(integer(0, 65535), 'no effect: the kernel is not asked to poll'),
       force_copy: setting(ON_OFF, '0'),
-      mode: key(choice('drv', 'skb')),
+      mode: setting(choice('auto', 'skb', 'native', 'zc'), 'auto'),
+      steer_queues: setting(integer(1, 64), '1'),
     },
   },
 } as const satisfies Readonly<Record<string, VdevKind>>;

@@ -300,10 +300,12 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     }
     // Some back ends acknowledge a request before they act on it; they act before they answer the next one.
     await frontEnd.getFeatures();
-    // As QEMU does: buffers may have been added while nobody listened to kicks.
+    // As QEMU does: buffers may have been added while nobody listened to kicks. The last back end may have left the eventfds full.
     for (const { plan } of this.#pairs) {
-      signal(plan.rxKickFd);
-      signal(plan.txKickFd);
+      for (const fd of [plan.rxKickFd, plan.txKickFd]) {
+        drainNow(fd);
+        signal(fd);
+      }
     }
   }
 

@@ -157,6 +157,7 @@ export class VirtioUserPort implements DevicePort {
   receive(queue = 0): number {
     const burst = this.#burst;
     burst.count = 0;
+    burst.uniform = false;
     burst.segments.count = 0;
     if (burst.offloads) {
       burst.needs.fill(0);

@@ -72,6 +72,7 @@ export class Workshop {
     burst.count = 0;
     burst.segments.count = 0;
     burst.first[0] = 0;
+    burst.uniform = false;
     if (!burst.offloads) return;
     burst.needs.fill(0);
     burst.offloads = false;

@@ -9,13 +9,56 @@ import { virtioUserArgs } from '../../src/port/virtio-user-args.ts';
 import { VirtioUserDevice } from '../../src/port/virtio-user-device.ts';
 import { VirtioUserPort } from '../../src/port/virtio-user-port.ts';
 import { counterBlock, PORT_SLOTS } from '../../src/stats/counters.ts';
+import { ForwardThread } from '../../src/testpmd/forward-thread.ts';
+import { STREAM_SLOTS, streamCounters } from '../../src/testpmd/stream.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
+import { fillAndBlock } from '../kit/full-eventfd.ts';
 import { waitUntil } from '../peers/process.ts';
 import { SwitchProcess } from './switch-process.ts';
 import { userPort } from './testpmd-engine.ts';
 import { connectGuest, frame, macOf } from './traffic.ts';
 
 const PATIENCE_MS = 20_000;
+
+test('virtio-user: a kick eventfd that the back end has filled and made to block holds no thread up', async () => {
+  const running = await SwitchProcess.start();
+  const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9) }));
+  const pool = new WindowPool('wasm');
+  const device = await VirtioUserDevice.open(virtioUserArgs(vdev), { pool });
+  const deaths: Error[] = [];
+  const options = { cpus: [], poll: 'adaptive', window: pool.acquire() } as const;
+  const thread = await ForwardThread.start(options, (error) => deaths.push(error));
+  const told: LinkState[] = [];
+  device.onLink((link) => told.push(link));
+  const counters = streamCounters();
+  const mac = new Uint8Array(6);
+  const spec = device.spec(0, 1);
+  const noisy = { bufferPackets: 0, flushMs: 0, memoryMiB: 0, writes: 0, reads: 0, readWrites: 0 };
+  try {
+    // whoever has the eventfd can do that, and the back end has it
+    fillAndBlock(spec.pairs[0].txKickFd);
+    const plan = {
+      ports: [{ id: 0, kind: 'net_virtio_user', spec, counters: counterBlock(PORT_SLOTS) }],
+      streams: [{ rxPort: 0, txPort: 0, rxQueue: 0, txQueue: 0, peer: mac, own: mac, counters }],
+      settings: { mode: 'txonly', burst: 32, txpkts: [64], noisy } as const,
+      retry: undefined,
+    };
+    await thread.tell({ type: 'prepare', plan });
+    await thread.tell({ type: 'go' });
+    await waitUntil('the link is down', () => told.length > 0, PATIENCE_MS);
+    assert.match(told[0].reason ?? '', /^the back end takes no kicks/);
+    await waitUntil('the link is up again', () => device.link.up, PATIENCE_MS);
+    const sent = () => new Float64Array(counters)[STREAM_SLOTS.tx_packets];
+    const before = sent();
+    await waitUntil('frames are sent', () => sent() > before + 1000, PATIENCE_MS);
+    await thread.tell({ type: 'stop' });
+  } finally {
+    await thread.end();
+    await device.close();
+    await running.stop();
+  }
+  assert.deepEqual(deaths, []);
+});
 
 for (const keys of [{ in_order: 0 }, { packed_vq: 1 }])
   test(`virtio-user: a back end that lies is left, and tried again: ${JSON.stringify(keys)}`, async () => {

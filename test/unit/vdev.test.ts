@@ -62,6 +62,18 @@ test('vdev: a key may stand alone where that means something', () => {
   fails('CONFIG_INVALID_VALUE', /invalid iface ""; valid: the name of an interface of 1 to 15 bytes/, 'net_tap0,iface');
 });
 
+test('vdev: an interface may be one of a network namespace', () => {
+  const iface = (text: string) => (parseVdev(`net_af_packet0,iface=${text}`) as VdevOf<'net_af_packet'>).values.iface;
+  for (const text of ['eth1', 'blue:eth1', `${'n'.repeat(255)}:${'e'.repeat(15)}`, '...:e'])
+    assert.equal(iface(text), text);
+  for (const text of ['blue:', ':eth1', '../x:eth1', '..:eth1', 'a:b:c', 'e'.repeat(16), `n:${'e'.repeat(16)}`])
+    fails(
+      'CONFIG_INVALID_VALUE',
+      /invalid iface .* of 1 to 15 bytes, or NAMESPACE:INTERFACE$/,
+      `net_af_packet0,iface=${text}`,
+    );
+});
+
 test('vdev: a value may hold an equals sign', () => {
   const { values } = parseVdev('net_pcap0,rx_pcap=a=b.pcap') as VdevOf<'net_pcap'>;
   assert.deepEqual(values.rx_pcap, ['a=b.pcap']);
