@@ -61,8 +61,8 @@ function block(type: number, fixed: number, options: readonly Buffer[], fill: (b
   return bytes;
 }
 
-/** What a capture file begins with. @param from the interface, for pcapng, which has a place for its name */
-export function captureHeader(format: CaptureFormat, from: string): Buffer {
+/** What a capture file begins with. @param names of the interfaces, for pcapng, which has a place for them; at least one */
+export function captureHeader(format: CaptureFormat, ...names: readonly string[]): Buffer {
   if (format === 'pcap') {
     const bytes = Buffer.alloc(PCAP_HEADER_BYTES);
     bytes.writeUInt32LE(PCAP_NANOSECONDS, 0);
@@ -82,17 +82,22 @@ export function captureHeader(format: CaptureFormat, from: string): Buffer {
       bytes.writeBigInt64LE(-1n, 16);
     },
   );
-  const name = Buffer.from(from).subarray(0, 1024);
-  const described = block(
+  return Buffer.concat([section, ...names.map(describeInterface)]);
+}
+
+function describeInterface(name: string): Buffer {
+  return block(
     BLOCK_INTERFACE,
     INTERFACE_BYTES,
-    [option(OPTION_IF_NAME, name), option(OPTION_IF_TSRESOL, Uint8Array.of(NANOSECONDS))],
+    [
+      option(OPTION_IF_NAME, Buffer.from(name).subarray(0, 1024)),
+      option(OPTION_IF_TSRESOL, Uint8Array.of(NANOSECONDS)),
+    ],
     (bytes) => {
       bytes.writeUInt16LE(LINK_ETHERNET, 8);
       bytes.writeUInt32LE(MAX_CAPTURED, 12);
     },
   );
-  return Buffer.concat([section, described]);
 }
 
 /** Appends all of `bytes` at the end of the file, or throws what write says. */
@@ -109,6 +114,7 @@ export class CaptureWriter {
   readonly #fd: number;
   readonly #pcapng: boolean;
   readonly #buffer: CaptureBuffer;
+  readonly #interface: number;
   /** the end of what the buffer holds, an offset in its views */
   #end: number;
   #frames = 0;
@@ -116,11 +122,12 @@ export class CaptureWriter {
   #sec = 0;
   #nsec = 0;
 
-  /** @param fd opened for appending; it stays the caller's */
-  constructor(fd: number, format: CaptureFormat, buffer: CaptureBuffer) {
+  /** @param fd opened for appending; it stays the caller's. @param from which of the header's interfaces frames are of */
+  constructor(fd: number, format: CaptureFormat, buffer: CaptureBuffer, from = 0) {
     this.#fd = fd;
     this.#pcapng = format === 'pcapng';
     this.#buffer = buffer;
+    this.#interface = from;
     this.#end = buffer.off;
   }
 
@@ -158,7 +165,7 @@ export class CaptureWriter {
     dv.setUint32(at + size - 8, 0, true);
     dv.setUint32(at, BLOCK_ENHANCED_PACKET, true);
     dv.setUint32(at + 4, size, true);
-    dv.setUint32(at + 8, 0, true);
+    dv.setUint32(at + 8, this.#interface, true);
     dv.setUint32(at + 12, this.#stamp.hi, true);
     dv.setUint32(at + 16, this.#stamp.lo, true);
     dv.setUint32(at + 20, len, true);
