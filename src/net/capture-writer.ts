@@ -119,8 +119,9 @@ export class CaptureWriter {
   #end: number;
   #frames = 0;
   readonly #stamp = new NanosecondStamp();
-  #sec = 0;
-  #nsec = 0;
+  /** pcapng: a number of 64 bits; pcap: seconds and nanoseconds */
+  #timeHi = 0;
+  #timeLo = 0;
 
   /** @param fd opened for appending; it stays the caller's. @param from which of the header's interfaces frames are of */
   constructor(fd: number, format: CaptureFormat, buffer: CaptureBuffer, from = 0) {
@@ -138,9 +139,15 @@ export class CaptureWriter {
 
   /** The time of the frames from now on, since 1970. */
   setTime(sec: number, nsec: number): void {
-    this.#sec = sec;
-    this.#nsec = nsec;
-    this.#stamp.set(sec, nsec);
+    // as words: records are made faster of those
+    if (this.#pcapng) {
+      this.#stamp.set(sec, nsec);
+      this.#timeHi = this.#stamp.hi | 0;
+      this.#timeLo = this.#stamp.lo | 0;
+    } else {
+      this.#timeHi = sec | 0;
+      this.#timeLo = nsec | 0;
+    }
   }
 
   /**
@@ -155,22 +162,22 @@ export class CaptureWriter {
     this.#end = at + size;
     this.#frames++;
     if (!this.#pcapng) {
-      dv.setUint32(at, this.#sec, true);
-      dv.setUint32(at + 4, this.#nsec, true);
-      dv.setUint32(at + 8, len, true);
+      dv.setInt32(at, this.#timeHi, true);
+      dv.setInt32(at + 4, this.#timeLo, true);
+      dv.setInt32(at + 8, len, true);
       dv.setUint32(at + 12, wireLen, true);
       return at + PCAP_RECORD_BYTES;
     }
     // the padding, which has to be zero, is in this word; of an empty frame it is the last field, written below
-    dv.setUint32(at + size - 8, 0, true);
-    dv.setUint32(at, BLOCK_ENHANCED_PACKET, true);
-    dv.setUint32(at + 4, size, true);
-    dv.setUint32(at + 8, this.#interface, true);
-    dv.setUint32(at + 12, this.#stamp.hi, true);
-    dv.setUint32(at + 16, this.#stamp.lo, true);
-    dv.setUint32(at + 20, len, true);
+    dv.setInt32(at + size - 8, 0, true);
+    dv.setInt32(at, BLOCK_ENHANCED_PACKET, true);
+    dv.setInt32(at + 4, size, true);
+    dv.setInt32(at + 8, this.#interface, true);
+    dv.setInt32(at + 12, this.#timeHi, true);
+    dv.setInt32(at + 16, this.#timeLo, true);
+    dv.setInt32(at + 20, len, true);
     dv.setUint32(at + 24, wireLen, true);
-    dv.setUint32(at + size - 4, size, true);
+    dv.setInt32(at + size - 4, size, true);
     return at + ENHANCED_PACKET_DATA;
   }
 
