@@ -1,5 +1,6 @@
 /**
- * The keys of `--vdev net_virtio_user0,…`, as DPDK's virtio-user driver has them.
+ * The keys of `--vdev net_virtio_user0,…`, as DPDK's virtio-user driver has them; and `offloads`, where DPDK's programs say by options
+ * of their own what is offloaded.
  */
 import { randomBytes } from 'node:crypto';
 import { VIRTQ_MAX_SIZE } from '../uapi/virtio-ring.ts';
@@ -22,6 +23,8 @@ export interface VirtioUserArgs {
   readonly packed: boolean;
   readonly inOrder: boolean;
   readonly mergeable: boolean;
+  /** checksums and segmentation may be left to who receives, in both directions */
+  readonly offloads: boolean;
 }
 
 /** An address of nobody's, of those that are handed out locally. */
@@ -49,6 +52,7 @@ export function virtioUserArgs(vdev: Vdev): VirtioUserArgs {
     packed: args.flag('packed_vq', false),
     inOrder: args.flag('in_order', true),
     mergeable: args.flag('mrg_rxbuf', true),
+    offloads: args.flag('offloads', false),
   };
   // what DPDK's driver takes beside these and what makes no difference here
   for (const ignored of ['speed', 'vectorized', 'cq']) args.text(ignored);
