@@ -16,7 +16,7 @@ import {
   parseOptions,
   refuseLater,
 } from './options.ts';
-import { resolveSwitch, SWITCH, type SwitchSettings } from './switch-options.ts';
+import { resolveSwitch, SWITCH, type SwitchSettings, uplinkNotes } from './switch-options.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */
 export interface CommandLine extends EalSettings, SwitchSettings {
@@ -57,7 +57,7 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
     ...eal,
     ...app,
     ignored: [...eal.ignored, ...words],
-    notes: [...eal.notes, ...notesOn(given)],
+    notes: [...eal.notes, ...uplinkNotes(given), ...notesOn(given)],
   };
 }
 

@@ -6,22 +6,21 @@ import type { LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
 import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
-import type { SwitchConfig } from '../switch/switch-config.ts';
+import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig } from '../switch/switch-config.ts';
 import { UserfaultPostcopy } from '../vhost/postcopy.ts';
 import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
 import { VhostUserClient } from '../vhost-user/client.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
-import { NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
+import { MAX_MTU, MIN_MTU, NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
-
-/** The tag of device n is this plus n. */
-const FIRST_VLAN_TAG = 1000;
 
 /** What a switch is made of. */
 export interface VhostSwitchOptions {
   /** socket paths to listen on, one device a connection; or to connect to */
   readonly sockets: readonly string[];
+  /** by socket: the VLANs of its devices, where these are not those of the plan */
+  readonly vlans?: ReadonlyMap<string, PortVlan>;
   /** front ends listen on the sockets: connect to them, again and again, one device a socket. Default false. */
   readonly client?: boolean;
   /** permissions of the sockets to listen on, e.g. 0o660 */
@@ -87,6 +86,12 @@ interface Entry {
 function macText(first: number, last: number): string {
   const bytes = [first, first >> 8, first >> 16, first >> 24, last, last >> 8];
   return bytes.map((byte) => (byte & 0xff).toString(16).padStart(2, '0')).join(':');
+}
+
+/** What guests are told: what leaves by every uplink. */
+function guestMtu({ uplinks = [] }: SwitchConfig): number | undefined {
+  if (uplinks.length === 0) return undefined;
+  return Math.min(MAX_MTU, ...uplinks.map(({ mtu }) => Math.max(mtu, MIN_MTU)));
 }
 
 /** A switch at work, from {@link VhostSwitch.start} to {@link VhostSwitch.close}. */
@@ -166,14 +171,14 @@ export class VhostSwitch {
       onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
     });
     this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, doomed: false };
-    const { lcore, done } = lcores.addPort(id);
+    const { lcore, done } = lcores.addPort(id, this.#options.vlans?.get(info.path));
     done.catch((error) => this.#options.onFatal(error));
     this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
   }
 
   #deviceOptions(id: number): NetDeviceOptions {
-    const { mergeable, txCsum, tso, iommu, ringReset, configSpace, postcopy, queues } = this.#options;
+    const { mergeable, txCsum, tso, iommu, ringReset, configSpace, postcopy, queues, config } = this.#options;
     const createPostcopy = postcopy ? () => new UserfaultPostcopy() : undefined;
     const lcores = this.#lcores as LcoreGroup;
     const knownMacs = () => lcores.known(id);
@@ -187,6 +192,7 @@ export class VhostSwitch {
       ringReset,
       configSpace,
       pairs: queues,
+      mtu: guestMtu(config),
       createPostcopy,
       knownMacs,
       onMacs,
@@ -202,7 +208,15 @@ export class VhostSwitch {
     const entry = this.#entries[id];
     if (entry === undefined) return;
     entry.mac = mac;
-    this.#options.print(`DATA: (${id}) MAC_ADDRESS ${mac} and VLAN_TAG ${FIRST_VLAN_TAG + id} registered`);
+    this.#options.print(`DATA: (${id}) MAC_ADDRESS ${mac} and VLAN_TAG ${this.#tagOf(id, entry.socket)} registered`);
+  }
+
+  /** The tag of a device's untagged frames on an uplink; 0 for none. */
+  #tagOf(id: number, socket: string): number {
+    const { vlans, config } = this.#options;
+    const vlan = vlans?.get(socket);
+    if (vlan !== undefined) return 'access' in vlan ? vlan.access : (vlan.native ?? 0);
+    return config.vlan?.plan === 'none' ? 0 : FIRST_DEVICE_TAG + id;
   }
 
   /** Memory is gone that the lcore was using: zero pages take its place, and the device goes. */
