@@ -6,6 +6,15 @@ import { type PortCounter, rxDropped, txDropped } from '../stats/counters.ts';
 
 const CLEAR_SCREEN = '\x1b[2J\x1b[1;1H';
 
+/** Columns of a title in the table. */
+const TITLE_WIDTH = 54;
+
+/** An uplink by its name; its counters are named as a guest's: what comes in from outside is sent to the switch. */
+export interface UplinkStats {
+  readonly name: string;
+  readonly counters: Record<PortCounter, number>;
+}
+
 const row = (label: string, value: number) => `${`${label}:`.padEnd(24)}${value}`;
 
 /** Counters that name a drop and are not zero. */
@@ -15,8 +24,28 @@ function drops(counters: Record<PortCounter, number>): string[] {
     .map(([name, value]) => row(`  ${name}`, value));
 }
 
+/** An uplink's lines: what has come in from outside, and what has gone out. */
+function uplinkLines({ name, counters }: UplinkStats): string[] {
+  const inLost = txDropped(counters);
+  const outLost = rxDropped(counters);
+  return [
+    `Statistics for uplink ${name} `.padEnd(TITLE_WIDTH, '-'),
+    row('IN total', counters.tx_packets),
+    row('IN dropped', inLost),
+    row('IN successful', counters.tx_packets - inLost),
+    row('OUT total', counters.rx_packets + outLost),
+    row('OUT dropped', outLost),
+    row('OUT successful', counters.rx_packets),
+    ...drops(counters),
+  ];
+}
+
 /** The whole table; it clears the screen first where there is one. */
-export function statsTable(devices: readonly DeviceInfo[], screen: boolean): string {
+export function statsTable(
+  devices: readonly DeviceInfo[],
+  screen: boolean,
+  uplinks: readonly UplinkStats[] = [],
+): string {
   const lines = [`${screen ? CLEAR_SCREEN : ''}Device statistics ====================================`];
   for (const { id, counters } of devices) {
     const txLost = txDropped(counters);
@@ -32,6 +61,6 @@ export function statsTable(devices: readonly DeviceInfo[], screen: boolean): str
       ...drops(counters),
     );
   }
-  lines.push('======================================================', '');
+  lines.push(...uplinks.flatMap(uplinkLines), '======================================================', '');
   return lines.join('\n');
 }
