@@ -66,6 +66,8 @@ export interface SwitchSettings {
   /** Name or number of the sockets' group; absent = unchanged. */
   readonly socketGroup?: string | number;
   readonly maxDevices: number;
+  /** The numbers of the ports to use as uplinks. */
+  readonly enabledPorts: readonly number[];
 }
 
 const INT32_MAX = 2147483647;
@@ -97,7 +99,6 @@ const DMA_LIST: ValueType<string> = {
   parse: (text) => (/^\[[tr]xd\d+@[^,@\]]+(?:,[tr]xd\d+@[^,@\]]+)*\]$/.test(text) ? text : undefined),
 };
 
-const UPLINKS_LATER = 'uplink ports are not in this version yet';
 const NEEDS_ZERO_COPY = 'no effect without --zero-copy 1';
 
 /** A row with a value and a default. */
@@ -176,14 +177,13 @@ export const SWITCH = {
     short: 'p',
     value: 'PORTMASK',
     type: hexMask(MAX_PORTS),
-    help: 'port to use as the uplink',
-    later: `${UPLINKS_LATER}; leave -p out to switch between guests only`,
+    help: 'port to use as the uplink: bit 0 is the first of -a and --vdev; none without -p',
   },
   promiscuous: {
     short: 'P',
     type: FLAG,
-    help: 'uplink in promiscuous mode',
-    later: `${UPLINKS_LATER}; leave -P out to switch between guests only`,
+    help: 'uplink in promiscuous mode, which it always is',
+    note: 'the uplink always takes frames to all addresses: those of guests are none of its own',
   },
   vlan: setting(
     'vlan',
@@ -330,6 +330,7 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
     ...(owner === undefined ? {} : { socketOwner: owner }),
     ...(group === undefined ? {} : { socketGroup: group }),
     maxDevices: valueOrDefault(given, SWITCH.maxDevices),
+    enabledPorts: givenValue(given, SWITCH.portMask) ?? [],
   };
 }
 
@@ -366,7 +367,7 @@ export function uplinkNotes(given: readonly Given[]): string[] {
 function checkHardware(given: readonly Given[]): void {
   if (valueOrDefault(given, SWITCH.vm2vm) !== 2 || hasUplink(given)) return;
   const problem =
-    'hardware switching needs an uplink; choose one with -p, or use --vm2vm 1 (software) or --vm2vm 0 (off)';
+    'hardware switching needs an uplink; name one with --vdev and choose it with -p, or use --vm2vm 1 (software) or --vm2vm 0 (off)';
   throw new ConfigError('CONFIG_CONFLICT', '--vm2vm', problem, { value: '2' });
 }
 

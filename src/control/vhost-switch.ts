@@ -6,7 +6,7 @@ import type { LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
 import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
-import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig } from '../switch/switch-config.ts';
+import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig, type UplinkConfig } from '../switch/switch-config.ts';
 import { UserfaultPostcopy } from '../vhost/postcopy.ts';
 import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
 import { VhostUserClient } from '../vhost-user/client.ts';
@@ -14,6 +14,8 @@ import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
 import { MAX_MTU, MIN_MTU, NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
+
+import { macText, type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
 
 /** What a switch is made of. */
 export interface VhostSwitchOptions {
@@ -49,9 +51,11 @@ export interface VhostSwitchOptions {
   readonly poll: 'adaptive' | 'busy';
   /** the lcores that switch, at least one */
   readonly lcores: readonly LcorePlace[];
-  /** how it switches */
+  /** how it switches; devices are numbered below `maxPorts`, uplinks from there on */
   readonly config: SwitchConfig;
-  /** Hears what becomes of sockets and devices. */
+  /** the ports by which guests reach the world; none by default */
+  readonly uplinks?: readonly PortRequest[];
+  /** Hears what becomes of sockets, devices and uplinks. */
   readonly log: Log;
   /** Lines of the original program, to be printed as they are. */
   readonly print: (line: string) => void;
@@ -78,18 +82,18 @@ interface Entry {
   readonly socket: string;
   readonly name: string;
   mac: string | undefined;
+  /** index of the lcore that polls its first queue */
+  readonly lcore: number;
   /** being disconnected for what it did; that is told once, however often it shows */
   doomed: boolean;
 }
 
-/** A MAC address in text, from its first four and last two bytes as little-endian words. */
-function macText(first: number, last: number): string {
-  const bytes = [first, first >> 8, first >> 16, first >> 24, last, last >> 8];
-  return bytes.map((byte) => (byte & 0xff).toString(16).padStart(2, '0')).join(':');
-}
+/** A MAC address, from its first four and last two bytes as little-endian words. */
+const macBytes = (first: number, last: number) =>
+  Uint8Array.of(first, first >> 8, first >> 16, first >> 24, last, last >> 8);
 
 /** What guests are told: what leaves by every uplink. */
-function guestMtu({ uplinks = [] }: SwitchConfig): number | undefined {
+function guestMtu(uplinks: readonly UplinkConfig[]): number | undefined {
   if (uplinks.length === 0) return undefined;
   return Math.min(MAX_MTU, ...uplinks.map(({ mtu }) => Math.max(mtu, MIN_MTU)));
 }
@@ -104,6 +108,7 @@ export class VhostSwitch {
   /** devices that come and go, however fast front ends reconnect */
   readonly #comings: LimitedLog;
   #lcores: LcoreGroup | undefined;
+  #uplinks: Uplinks | undefined;
 
   private constructor(options: VhostSwitchOptions) {
     this.#options = options;
@@ -126,9 +131,9 @@ export class VhostSwitch {
   }
 
   async #start(): Promise<void> {
-    const { config, poll, lcores, onFatal } = this.#options;
+    const { config, poll, lcores, uplinks = [], log, onFatal } = this.#options;
     const events: LcoreThreadEvents = {
-      onRegistered: (port, first, last) => this.#onRegistered(port, macText(first, last)),
+      onRegistered: (port, first, last) => this.#onRegistered(port, macBytes(first, last)),
       onDuplicate: (port) =>
         this.#options.print(
           `DATA: (${port}) WARNING: This device is using an existing MAC address and has not been registered.`,
@@ -139,7 +144,11 @@ export class VhostSwitch {
       onStuckCall: (fd) => this.#disconnect((device) => device.hasCallFd(fd), 'its call eventfd is full and blocking'),
       onDeath: onFatal,
     };
-    this.#lcores = await LcoreGroup.start({ config, poll, lcores, pool: this.#pool }, events);
+    const pool = this.#pool;
+    this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, { pool, lcores: lcores.length, log });
+    const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
+    this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
+    await this.#uplinks.addTo(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
   }
@@ -170,15 +179,16 @@ export class VhostSwitch {
       onDestroyed: () => this.#onDestroyed(id),
       onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
     });
-    this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, doomed: false };
     const { lcore, done } = lcores.addPort(id, this.#options.vlans?.get(info.path));
+    const index = this.#options.lcores.findIndex((place) => place.lcore === lcore);
+    this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, lcore: index, doomed: false };
     done.catch((error) => this.#options.onFatal(error));
     this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
   }
 
   #deviceOptions(id: number): NetDeviceOptions {
-    const { mergeable, txCsum, tso, iommu, ringReset, configSpace, postcopy, queues, config } = this.#options;
+    const { mergeable, txCsum, tso, iommu, ringReset, configSpace, postcopy, queues } = this.#options;
     const createPostcopy = postcopy ? () => new UserfaultPostcopy() : undefined;
     const lcores = this.#lcores as LcoreGroup;
     const knownMacs = () => lcores.known(id);
@@ -192,7 +202,7 @@ export class VhostSwitch {
       ringReset,
       configSpace,
       pairs: queues,
-      mtu: guestMtu(config),
+      mtu: guestMtu(this.#uplinks?.ports ?? []),
       createPostcopy,
       knownMacs,
       onMacs,
@@ -201,14 +211,17 @@ export class VhostSwitch {
 
   #onDestroyed(id: number): void {
     this.#entries[id] = undefined;
+    this.#uplinks?.guests.remove(id);
     this.#comings.log('info', `DATA: (${id}) Device has been removed`);
   }
 
-  #onRegistered(id: number, mac: string): void {
+  #onRegistered(id: number, mac: Uint8Array): void {
     const entry = this.#entries[id];
     if (entry === undefined) return;
-    entry.mac = mac;
-    this.#options.print(`DATA: (${id}) MAC_ADDRESS ${mac} and VLAN_TAG ${this.#tagOf(id, entry.socket)} registered`);
+    entry.mac = macText(mac);
+    const vlan = this.#tagOf(id, entry.socket);
+    this.#options.print(`DATA: (${id}) MAC_ADDRESS ${entry.mac} and VLAN_TAG ${vlan} registered`);
+    this.#uplinks?.guests.add(id, mac, vlan === 0 ? [0] : [0, vlan], entry.lcore);
   }
 
   /** The tag of a device's untagged frames on an uplink; 0 for none. */
@@ -248,10 +261,16 @@ export class VhostSwitch {
       }));
   }
 
-  /** Closes the sockets and their connections, and ends the lcores. */
+  /** The uplinks, by number. */
+  get uplinks(): UplinkInfo[] {
+    return (this.#uplinks as Uplinks).info;
+  }
+
+  /** Closes the sockets and their connections, ends the lcores, and closes the uplinks. */
   async close(): Promise<void> {
     await Promise.all(this.#sockets.map((socket) => socket.close()));
     await this.#lcores?.stop();
+    await this.#uplinks?.close();
     this.#comings.flush();
     process.off('SIGBUS', this.#onSigbus);
   }

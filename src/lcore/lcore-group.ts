@@ -6,6 +6,7 @@
  */
 import { packChunks } from '../mem/address-map.ts';
 import type { WindowPool } from '../mem/window.ts';
+import type { UplinkDevice } from '../port/devices.ts';
 import { addBlock, counterBlock, PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import { sharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
@@ -79,6 +80,17 @@ export class LcoreGroup implements NetDatapath {
     return { lcore: this.#places[home].lcore, done };
   }
 
+  /**
+   * Makes port `port`, which is no guest's: every lcore its own, of what `device` says. It goes on counting where it was removed.
+   * Rejects if an lcore cannot make it.
+   */
+  async addDevice(port: number, device: UplinkDevice): Promise<void> {
+    const blocks = this.#ports.get(port)?.blocks ?? this.#threads.map(() => counterBlock(PORT_SLOTS));
+    this.#ports.set(port, { home: 0, blocks, vrings: [] });
+    const { length } = this.#threads;
+    await Promise.all(this.#threads.map((thread, i) => thread.addDevice(port, blocks[i], device.recipe(i, length))));
+  }
+
   /** The index of the lcore with the fewest devices, the first of several. */
   #leastBusy(): number {
     const devices = this.#threads.map(() => 0);
@@ -89,6 +101,11 @@ export class LcoreGroup implements NetDatapath {
   async removePort(port: number): Promise<void> {
     await Promise.all(this.#threads.map((thread) => thread.removePort(port)));
     this.#ports.delete(port);
+  }
+
+  /** As `removePort`, but the port's counters stay. */
+  async removeDevice(port: number): Promise<void> {
+    await Promise.all(this.#threads.map((thread) => thread.removePort(port)));
   }
 
   async setMemory(port: number, memory: DeviceMemory): Promise<void> {

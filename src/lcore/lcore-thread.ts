@@ -5,6 +5,7 @@ import { closeSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import { SwitchError } from '../errors.ts';
 import type { WindowHandle } from '../mem/window.ts';
+import type { DeviceRecipe } from '../port/devices.ts';
 import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
 import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
@@ -166,6 +167,10 @@ export class LcoreThread {
 
   async addPort(port: number, counters: SharedArrayBuffer, vlan: PortVlan | undefined): Promise<void> {
     await this.#post({ type: 'addPort', port, counters, vlan });
+  }
+
+  async addDevice(port: number, counters: SharedArrayBuffer, recipe: DeviceRecipe): Promise<void> {
+    await this.#post({ type: 'addDevice', port, counters, recipe });
   }
 
   async removePort(port: number): Promise<void> {

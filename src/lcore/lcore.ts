@@ -3,9 +3,10 @@
  * entry runs it in a loop.
  */
 import type { WindowHandle, WindowViews } from '../mem/window.ts';
+import type { DevicePort } from '../port/device-port.ts';
+import type { DeviceRecipe } from '../port/devices.ts';
 import type { Port } from '../port/port.ts';
 import { RxRetry } from '../port/rx-retry.ts';
-import type { VhostPort } from '../port/vhost-port.ts';
 import { LCORE_SLOTS, PORT_SLOTS } from '../stats/counters.ts';
 import { Learner, type SharedSwitchState } from '../switch/learner.ts';
 import { vidOf } from '../switch/mac-table.ts';
@@ -75,7 +76,7 @@ export class Lcore {
     return packets;
   }
 
-  #pollQueue(port: VhostPort, queue: number): number {
+  #pollQueue(port: Port, queue: number): number {
     const n = port.receive(queue);
     if (n === 0) return 0;
     this.#switchBurst(port);
@@ -97,29 +98,39 @@ export class Lcore {
     this.#now = now;
     const { learning, macAgeing } = this.#config;
     if (learning === 'dynamic' && macAgeing > 0) this.#learner.table.age(now, macAgeing);
-    for (const port of this.#table.ports) port?.askAgain();
+    for (const port of this.#table.guests) port.askAgain();
+    for (const port of this.#table.devices) port.tick?.();
   }
 
   /** Asks the guests to kick from now on. @returns false if frames have come meanwhile: then it is no time to sleep */
   prepareSleep(): boolean {
-    for (const port of this.#table.ports) port?.lookAhead();
-    for (const { port, queue } of this.#table.polled) {
+    for (const port of this.#table.guests) port.lookAhead();
+    for (const { port, queue } of this.#table.guestQueues) {
       const ring = port.txRing(queue);
       if (ring === undefined) continue;
       ring.wantKicks();
       if (ring.refresh() > 0) return false;
     }
+    for (const port of this.#table.devices) if (!port.prepareSleep()) return false;
     return true;
   }
 
-  /** True while some guest has given no eventfd to kick by: its rings must be looked at again and again. */
+  /** True while some guest has given no eventfd to kick by, or another port has none: those must be looked at again and again. */
   get mustLook(): boolean {
-    return this.#table.polled.some(({ port, queue }) => port.txRing(queue)?.kickFd === NO_FD);
+    const { guestQueues, devices } = this.#table;
+    if (guestQueues.some(({ port, queue }) => port.txRing(queue)?.kickFd === NO_FD)) return true;
+    return devices.some((port) => port.queues > 0 && port.eventFds.length === 0);
+  }
+
+  /** Has the ports send what they hold back: to be called about every 100 µs while busy, and in every round with nothing to do. */
+  drain(): void {
+    const { devices } = this.#table;
+    for (let i = 0; i < devices.length; i++) devices[i].drain();
   }
 
   /** Asks the guests to stop kicking. */
   wake(): void {
-    for (const { port, queue } of this.#table.polled) port.txRing(queue)?.suppressKicks();
+    for (const { port, queue } of this.#table.guestQueues) port.txRing(queue)?.suppressKicks();
   }
 
   /** Switches a frame (at most MAX_FRAME_BYTES) as if the guest behind port `id` had sent it. */
@@ -165,9 +176,25 @@ export class Lcore {
     this.#switching.classifier.setPort(id, vlan);
   }
 
+  /** A port that is no guest: an uplink. @returns it */
+  addDevice(id: number, counters: SharedArrayBuffer, recipe: DeviceRecipe): DevicePort {
+    return this.#table.addDevice(id, counters, recipe);
+  }
+
+  /** Port `id` if it is no guest's. */
+  device(id: number): DevicePort | undefined {
+    return this.#table.device(id);
+  }
+
+  /** Closes the port if it is no guest's. */
   removePort(id: number): void {
     this.#table.removePort(id);
     this.#switching.classifier.forget(id);
+  }
+
+  /** Closes the ports that are no guests': the thread is about to end. */
+  close(): void {
+    for (const { id } of this.#table.devices) this.removePort(id);
   }
 
   setMemory(id: number, memory: DeviceMemory | PackedMemory): void {

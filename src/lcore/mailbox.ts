@@ -6,6 +6,7 @@
  * that it had begun before the command.
  */
 import type { WindowHandle } from '../mem/window.ts';
+import type { DeviceRecipe } from '../port/devices.ts';
 import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
@@ -22,6 +23,13 @@ export type Command =
       readonly port: number;
       readonly counters: SharedArrayBuffer;
       readonly vlan: PortVlan | undefined;
+    }
+  /** a port that is no guest */
+  | {
+      readonly type: 'addDevice';
+      readonly port: number;
+      readonly counters: SharedArrayBuffer;
+      readonly recipe: DeviceRecipe;
     }
   | { readonly type: 'removePort'; readonly port: number }
   | { readonly type: 'setMemory'; readonly port: number; readonly memory: PackedMemory }

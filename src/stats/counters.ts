@@ -50,6 +50,8 @@ const PORT_COUNTERS = {
   tx_drop_vlan: 'frames of a VLAN that the port is not in, or that no guest is in',
   tx_drop_unknown: 'frames from the uplink to an address that no guest of the VLAN has',
   rx_drop_mtu: 'frames longer than the uplink’s MTU',
+  tx_missed: 'frames that an uplink lost before they were taken, for want of room; not part of tx_packets',
+  rx_drop_refused: 'frames that the kernel behind an uplink refused',
 } as const;
 
 /** A vring's counters, under DPDK's names. The sizes come first, in the order of the burst's tally. */
@@ -129,7 +131,7 @@ export function txDropped(counters: Record<PortCounter, number>): number {
 /** Frames meant for the guest that it did not get. */
 export function rxDropped(counters: Record<PortCounter, number>): number {
   const { rx_drop_no_buffer, rx_drop_too_big, rx_drop_fault, rx_drop_not_ready } = counters;
-  const { rx_drop_iotlb_miss, rx_drop_bad_offload, rx_drop_mtu } = counters;
+  const { rx_drop_iotlb_miss, rx_drop_bad_offload, rx_drop_mtu, rx_drop_refused } = counters;
   const ring = rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready + rx_drop_iotlb_miss;
-  return ring + rx_drop_bad_offload + rx_drop_mtu;
+  return ring + rx_drop_bad_offload + rx_drop_mtu + rx_drop_refused;
 }

@@ -63,7 +63,7 @@ export const SCRATCH = (() => {
     segOff: words(BURST_SEGMENTS),
     segLen: words(BURST_SEGMENTS),
     copies: words(3 * BURST_SIZE),
-    usedIds: words(BURST_SIZE),
+    used: words(2 * BURST_SIZE),
     tally: words(TALLY_WORDS),
     spread: words(SPREAD_WORDS),
   } as const;
@@ -73,6 +73,8 @@ export const SCRATCH = (() => {
 export class Burst {
   /** packets in the burst */
   count = 0;
+  /** packets that ports should receive at most: 1 to BURST_SIZE */
+  limit: number = BURST_SIZE;
   /** where their bytes lie, of one packet behind the other */
   readonly segments: SegmentList;
   /** packet i's segments are first[i] … first[i + 1] − 1 */
@@ -122,6 +124,17 @@ export class Burst {
   readonly spread: Int32Array;
   /** all packets go between the same two addresses with the same type, none asks anything of its receiver, and their lengths are fair */
   uniform = false;
+
+  /** Empties the burst, for a port that is about to fill it by its own means. */
+  clear(): void {
+    this.segments.count = 0;
+    this.count = 0;
+    this.uniform = false;
+    this.tagged = false;
+    if (!this.offloads) return;
+    this.needs.fill(0);
+    this.offloads = false;
+  }
 
   /** Makes the burst one frame, which lies in one piece and asks nothing of its receiver. */
   putOne(window: number, off: number, frame: Uint8Array): void {

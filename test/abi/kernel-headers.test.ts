@@ -4,7 +4,10 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import * as ip from '../../src/uapi/ip.ts';
 import type { Layout } from '../../src/uapi/layout.ts';
+import * as packet from '../../src/uapi/packet.ts';
+import * as rtnetlink from '../../src/uapi/rtnetlink.ts';
 import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN } from '../../src/uapi/socket.ts';
+import * as tun from '../../src/uapi/tun.ts';
 import * as userfaultfd from '../../src/uapi/userfaultfd.ts';
 import * as vhostUser from '../../src/uapi/vhost-user.ts';
 import * as virtio from '../../src/uapi/virtio.ts';
@@ -27,6 +30,7 @@ const HEADERS = [
   'linux/virtio_config.h',
   'linux/vhost.h',
   'linux/if_ether.h',
+  'linux/icmp.h',
   'linux/in.h',
   'linux/in6.h',
   'linux/ip.h',
@@ -34,6 +38,13 @@ const HEADERS = [
   'linux/tcp.h',
   'linux/udp.h',
   'linux/userfaultfd.h',
+  'linux/if_packet.h',
+  'linux/rtnetlink.h',
+  'linux/if_link.h',
+  'net/if.h',
+  'net/if_arp.h',
+  'sys/ioctl.h',
+  'linux/if_tun.h',
 ];
 
 /** Where C names a field differently, or has it in a struct within. */
@@ -41,6 +52,7 @@ const FIELD_IN_C: Record<string, Record<string, string>> = {
   virtio_net_hdr_mrg_rxbuf: Object.fromEntries(
     ['flags', 'gso_type', 'hdr_len', 'gso_size', 'csum_start', 'csum_offset'].map((field) => [field, `hdr.${field}`]),
   ),
+  icmphdr: { rest: 'un' },
   uffdio_register: { start: 'range.start', len: 'range.len' },
   uffd_msg: { flags: 'arg.pagefault.flags', address: 'arg.pagefault.address', ptid: 'arg.pagefault.feat.ptid' },
   vhost_memory_region: { mmap_offset: 'flags_padding' }, // vhost-user's own use of the last 8 bytes
@@ -73,10 +85,23 @@ const LAYOUTS: readonly Layout<string>[] = [
   IOVEC,
   MSGHDR,
   CMSGHDR,
+  packet.SOCKADDR_LL,
+  packet.PACKET_MREQ,
+  packet.TPACKET_REQ,
+  packet.TPACKET2_HDR,
+  packet.TPACKET_STATS,
+  packet.MMSGHDR,
+  rtnetlink.NLMSGHDR,
+  rtnetlink.NLMSGERR,
+  rtnetlink.IFINFOMSG,
+  rtnetlink.RTATTR,
+  rtnetlink.SOCKADDR_NL,
+  tun.IFREQ,
   ip.ETHHDR,
   ip.IPHDR,
   ip.IPV6HDR,
   ip.IPV6_OPT_HDR,
+  ip.ICMPHDR,
   ip.TCPHDR,
   ip.UDPHDR,
 ];
@@ -126,6 +151,9 @@ test('constants are those of the C headers', { skip }, () => {
     ...exportedConstants(vhostUser),
     ...exportedConstants(ip),
     ...exportedConstants(userfaultfd),
+    ...exportedConstants(packet),
+    ...exportedConstants(rtnetlink),
+    ...exportedConstants(tun),
     ...sysConstants(),
   ]);
   ours.delete('VHOST_VRING_F_LOG'); // the header has the bit's number, the protocol its value: below
@@ -153,6 +181,10 @@ test('constants are those of the C headers', { skip }, () => {
     'EFD_NONBLOCK',
     'EPOLLET',
     'UFFDIO_COPY',
+    'PACKET_VNET_HDR',
+    'TP_STATUS_COPY',
+    'RTM_DELLINK',
+    'TUNSETIFF',
   ]) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }

@@ -13,12 +13,12 @@ test('statistics: an uplink is shown behind the devices, with what has come in a
   const text = statsTable([], false, [{ name: 'net_af_packet0', counters: readCounters(PORT_SLOTS, block) }]);
   assert.deepEqual(text.split('\n').slice(1), [
     'Statistics for uplink net_af_packet0 -----------------',
-    'IN total:               10',
-    'IN dropped:             3',
-    'IN successful:          7',
-    'OUT total:              9',
-    'OUT dropped:            4',
-    'OUT successful:         5',
+    'RX total:               10',
+    'RX dropped:             3',
+    'RX successful:          7',
+    'TX total:               9',
+    'TX dropped:             4',
+    'TX successful:          5',
     '  tx_drop_vlan:         2',
     '  tx_drop_unknown:      1',
     '  rx_drop_mtu:          4',
