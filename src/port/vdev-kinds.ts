@@ -4,7 +4,7 @@
  * @see DPDK guides/nics, one page for each kind
  */
 import { VIRTIO_NET_MAX_PAIRS } from '../uapi/virtio-net.ts';
-import { boundedText, choice, integer, MAC_ADDRESS, ON_OFF, type ValueType } from './text-values.ts';
+import { boundedText, choice, integer, MAC_ADDRESS, ON_OFF, powerOfTwo, type ValueType } from './text-values.ts';
 
 /** One key of a kind. */
 export interface VdevKey<T = unknown> {
@@ -69,7 +69,7 @@ export const VDEV_KINDS = {
       path: required(SOCKET_PATH),
       mac: key(MAC_ADDRESS),
       queues: setting(integer(1, VIRTIO_NET_MAX_PAIRS), '1'),
-      queue_size: setting(integer(2, 32768), '256'),
+      queue_size: setting(powerOfTwo(2, 32768), '256'),
       server: setting(ON_OFF, '0'),
       mrg_rxbuf: setting(ON_OFF, '1'),
       in_order: setting(ON_OFF, '1'),
@@ -110,6 +110,7 @@ export const VDEV_KINDS = {
       framesz: key(BYTES),
       framecnt: key(COUNT),
       qdisc_bypass: setting(ON_OFF, '0'),
+      steer: setting(ON_OFF, '0'),
     },
   },
   net_tap: {
@@ -129,14 +130,14 @@ export const VDEV_KINDS = {
   net_af_xdp: {
     aliases: [],
     keys: {
-      iface: required(INTERFACE),
+      iface: required(PLACED_INTERFACE),
       start_queue: setting(integer(0, 65535), '0'),
       queue_count: setting(integer(1, 64), '1'),
       shared_umem: ignored(ON_OFF, 'no effect: each queue has its own'),
-      xdp_prog: key(FILE_PATH),
-      busy_budget: setting(integer(0, 65535), '64'),
+      busy_budget: ignored(integer(0, 65535), 'no effect: the kernel is not asked to poll'),
       force_copy: setting(ON_OFF, '0'),
-      mode: key(choice('drv', 'skb')),
+      mode: setting(choice('auto', 'skb', 'native', 'zc'), 'auto'),
+      steer_queues: setting(integer(1, 64), '1'),
     },
   },
 } as const satisfies Readonly<Record<string, VdevKind>>;

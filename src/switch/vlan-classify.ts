@@ -21,12 +21,13 @@ import {
   toUplinks,
   UNKNOWN,
 } from './classify.ts';
-import { DEST_DROP, flood, TARGET_DROP } from './destination.ts';
+import { DEST_DROP, DEST_FLOOD, flood, TARGET_DROP } from './destination.ts';
 import { typeOf } from './egress.ts';
 import { ETHERNET_HEADER, GROUP_BIT, type Learner, sourceFirst, sourceLast } from './learner.ts';
 import { NOT_FOUND, vidBits } from './mac-table.ts';
 import {
   isTagType,
+  isUntagged,
   NO_VID,
   PLAN_VID,
   PORT_PLAN,
@@ -125,7 +126,14 @@ export class VlanClassifier implements Classify {
       i++;
       if (malformed < 0 && !isTagType(typeOf(burst, from))) i = this.#spread(burst, from, beside);
       if (target <= TARGET_DROP) counters[TARGET_DROP - target] += i - from;
+      else if (burst.uniform && !outside && !marks.cuts && from === 0 && i === count && this.#isUntaggedGuest(target))
+        burst.only = target;
     }
+  }
+
+  /** True for a port that gets what another guest sends untagged as it is. */
+  #isUntaggedGuest(target: number): boolean {
+    return target >= 0 && target < DEST_FLOOD && isUntagged(this.#vlans.kind[target]);
   }
 
   /** Writes down what has been found out about packet `i`. */
