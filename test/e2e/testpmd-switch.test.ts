@@ -18,6 +18,7 @@ const RINGS = {
   packed: { packed_vq: 1 },
   'packed, any order, not mergeable': { packed_vq: 1, in_order: 0, mrg_rxbuf: 0 },
   'rings of 16': { queue_size: 16 },
+  'with offloads': { offloads: 1 },
 } as const;
 
 /** Two ports send each other bursts on, which may not be longer than their rings, lest the switch drops what does not fit. */
@@ -55,7 +56,7 @@ async function circle(socket: string, keys: Record<string, number>, bytes: numbe
 describe('testpmd on the switch', { timeout: 120_000 }, () => {
   for (const [name, keys] of Object.entries(RINGS)) {
     test(`mac: two ports send each other on what they get, whole, round and round: ${name}`, async () => {
-      const running = await SwitchProcess.start(['--mergeable', '1']);
+      const running = await SwitchProcess.start(['--mergeable', '1', '--tx-csum', '1', '--tso', '1']);
       try {
         for (const bytes of [60, 508, 1514]) await circle(running.socket, keys, bytes);
       } finally {
@@ -64,7 +65,7 @@ describe('testpmd on the switch', { timeout: 120_000 }, () => {
     });
   }
 
-  test('io: frames of a card come back as they were sent, in order, also long ones', async () => {
+  test('macswap: frames of a card come back whole and in order, also long ones', async () => {
     const running = await SwitchProcess.start(['--mergeable', '1']);
     const engine = await engineOf([userPort(0, running.socket, { mac: macOf(9) })], { mode: 'macswap' });
     const card = await connectGuest({ path: running.socket, mac: macOf(1), maxFrame: 9000, bufferBytes: 2048 });
