@@ -124,7 +124,12 @@ describe('net_af_xdp', { skip }, () => {
             benches.map(({ port }) => [port.queues, port.eventFds.length]),
             (lcores === 1 ? [2] : [1, 1, 0].slice(0, lcores)).map((n) => [n, n]),
           );
-          const frames = sizes(300).map((len, i) => frame(mac(1), mac(i % lcores), Math.max(len, 64)));
+          // flows of their own, of which the kernel makes up its mind each by each
+          const frames = sizes(300).map((len, i) => {
+            const { bytes, csumStart } = packet({ version: 4, protocol: 'udp', payload: Buffer.alloc(len % 1400, i) });
+            bytes.writeUInt16BE(i, csumStart);
+            return bytes;
+          });
           for (const [i, one] of frames.entries()) assert.equal(benches[i % lcores].send([one]), 1);
           const came: string[] = [];
           await waitUntil(
@@ -139,17 +144,22 @@ describe('net_af_xdp', { skip }, () => {
 
           for (const bytes of frames) assert.ok(raw.send(bytes));
           const received: string[] = [];
+          const bySocket = new Map<string, number>();
           await waitUntil(
             'all frames back',
             () => {
-              for (const bench of benches)
+              for (const [lcore, bench] of benches.entries())
                 for (let queue = 0; queue < bench.port.queues; queue++)
-                  for (const got of bench.receive(queue)) received.push(got.toString('hex'));
+                  for (const got of bench.receive(queue)) {
+                    received.push(got.toString('hex'));
+                    bySocket.set(`${lcore} ${queue}`, (bySocket.get(`${lcore} ${queue}`) ?? 0) + 1);
+                  }
               return received.length >= frames.length;
             },
             DEADLINE_MS,
           );
           assert.deepEqual(received.sort(), came);
+          assert.equal(bySocket.size, 2, 'both queues were used');
         },
         { lcores },
       );
