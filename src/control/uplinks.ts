@@ -10,6 +10,7 @@ import { interfaceOfCard, type PciRequest } from '../port/pci-interface.ts';
 import type { SteeringCounts } from '../port/steering.ts';
 import { parseVdev, type Vdev } from '../port/vdev.ts';
 import { PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts';
+import type { UplinkConfig } from '../switch/switch-config.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
 import { GuestSteering } from './guest-steering.ts';
 
@@ -82,6 +83,11 @@ class Uplink {
 
   get steered(): SteeringCounts | undefined {
     return this.#device?.opened.steering?.counts();
+  }
+
+  /** As opened first; an MTU that changes later counts from the switch's next start. */
+  get port(): UplinkConfig {
+    return { port: this.id, mtu: (this.#device as UplinkDevice).opened.mtu };
   }
 
   async open(): Promise<void> {
@@ -190,6 +196,11 @@ export class Uplinks {
       await all.close();
       throw error;
     }
+  }
+
+  /** What the rules of the switch know of them. */
+  get ports(): UplinkConfig[] {
+    return this.#uplinks.map(({ port }) => port);
   }
 
   /** Lets the lcores use them. */

@@ -141,8 +141,8 @@ export class VhostSwitch {
     };
     const pool = this.#pool;
     this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, { pool, lcores: lcores.length, log });
-    const maxPorts = config.maxPorts + uplinks.length;
-    this.#lcores = await LcoreGroup.start({ config: { ...config, maxPorts }, poll, lcores, pool }, events);
+    const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
+    this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
     await this.#uplinks.addTo(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));

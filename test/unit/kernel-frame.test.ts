@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { insertTag, putFrame, writeHeader } from '../../src/port/kernel-frame.ts';
+import { putFrame, setTag, writeHeader } from '../../src/port/kernel-frame.ts';
 import { BAD_OFFLOAD, type Burst, FRONT_BYTES } from '../../src/virtio-net/burst.ts';
 import { NEED_CSUM, NEED_TSO4 } from '../../src/virtio-net/offload.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
@@ -71,22 +71,18 @@ test('kernel frames: of frames shorter than what is looked at, the rest is zero'
   assert.deepEqual(Buffer.from(burst.frontBytes.subarray(0, 16)).toString('hex'), `0102030405${'00'.repeat(11)}`);
 });
 
-test('kernel frames: a tag goes behind the addresses, and what counts from the front is moved', () => {
-  const burst = received([tso, segment.bytes]);
-  insertTag(burst, ram.views, ram.alloc(4).off, 0x88a8, 0x6064);
-  const { bytes } = segment;
-  const whole = Buffer.concat([bytes.subarray(0, 12), Buffer.from('88a86064', 'hex'), bytes.subarray(12)]);
-  assert.deepEqual(bytesOf(burst, 0), whole);
-  assert.equal(burst.len[0], whole.length);
-  assert.deepEqual(Buffer.from(burst.frontBytes.subarray(0, 16)), whole.subarray(0, 16));
-  const moved = header(1, 1, segment.payloadOff + 4, 1000, segment.csumStart + 4, segment.csumOffset);
-  assert.deepEqual(written(burst, 0), moved);
-});
-
-test('kernel frames: a runt gets no tag', () => {
-  const burst = received([header(0, 0, 0, 0, 0, 0), Buffer.alloc(13, 1)]);
-  insertTag(burst, ram.views, ram.alloc(4).off, 0x8100, 5);
-  assert.deepEqual(bytesOf(burst, 0), Buffer.alloc(13, 1));
+test('kernel frames: a tag that came beside its frame stays there, and no other packet has one', () => {
+  const { burst } = new RingStage();
+  burst.tag.fill(77);
+  burst.clear();
+  const { off } = ram.alloc(HEADER_BYTES + 60);
+  for (let i = 0; i < 3; i++) {
+    putFrame(burst, ram.views, off + HEADER_BYTES, 60, off);
+    if (i === 1) setTag(burst, 0x88a8, 0x6064);
+  }
+  assert.deepEqual([burst.tagged, ...burst.tag.subarray(0, 3)], [true, 0, 0x88a86064 | 0, 0]);
+  burst.clear();
+  assert.equal(burst.tagged, false);
 });
 
 test("kernel frames: of a sender's header only what was checked is passed on", () => {
