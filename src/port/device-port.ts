@@ -20,7 +20,7 @@ export interface DevicePort extends Port {
   /** receive queues of this thread, 0 to n − 1 */
   readonly queues: number;
   /** The transmit queue that `transmit` uses, where there are several: as many as receive queues. */
-  txQueue?: number;
+  txQueue?: number | undefined;
   /** File descriptors that become readable when there is something to receive; the port's own. None: it must be looked at again and again. */
   readonly eventFds: readonly number[];
   /** Before the thread sleeps: sends what is held back. @returns false if frames have come meanwhile: then it is no time to sleep */
@@ -67,6 +67,8 @@ export interface OpenedDevice<Spec = DeviceSpec> {
   /** bytes of the largest frame, without Ethernet header and tag */
   readonly mtu: number;
   readonly link: LinkState;
+  /** sentences for the user: what works otherwise than they may think */
+  readonly notes?: readonly string[];
   /** which queue each {address, VLAN} comes by, if that can be said: queue n is lcore n's, modulo their number */
   readonly steering?: Steering | undefined;
   /** For one of `lcores` lcores. */

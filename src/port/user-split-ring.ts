@@ -16,7 +16,7 @@ import {
   vringUsedBytes,
 } from '../uapi/virtio-ring.ts';
 import { needEvent, writeDescriptor } from '../virtqueue/split-driver.ts';
-import { FAULT_INDEX, FAULT_NOT_ON_OFFER, FAULT_TOO_LONG, UserRing, type UserRingPlan } from './user-ring.ts';
+import { FAULT_INDEX, FAULT_NOT_ON_OFFER, FAULT_TOO_LONG, takeOut, UserRing, type UserRingPlan } from './user-ring.ts';
 
 const { size: RING_HEAD, off: HEAD } = VRING_AVAIL;
 const DESC_WORDS = VRING_DESC.size >> 2;
@@ -209,14 +209,16 @@ export class UserSplitRing extends UserRing {
   }
 
   resumeBase(): number | undefined {
-    const { u16, i32, mask, used } = this;
+    const { u16, i32, mask, used, avail } = this;
     const seen = Atomics.load(u16, this.#usedIdxIdx);
     const ready = (seen - used) & 0xffff;
     if (this.fault !== 0 || ready > this.onOffer) return undefined;
-    for (let i = 0; i < ready && !this.#inOrder; i++) {
-      const at = (used + i) & mask;
-      if (i32[this.#usedRingIdx + ELEM_WORDS * at] !== u16[this.#availRingIdx + at]) return undefined;
-    }
+    if (this.#inOrder) return seen;
+    const left = this.posted.slice();
+    for (let i = 0; i < ready; i++)
+      if (!takeOut(left, i32[this.#usedRingIdx + ELEM_WORDS * ((used + i) & mask)])) return undefined;
+    for (let i = seen; i !== avail; i = (i + 1) & 0xffff)
+      if (!takeOut(left, u16[this.#availRingIdx + (i & mask)])) return undefined;
     return seen;
   }
 }

@@ -74,6 +74,7 @@ export const VDEV_KINDS = {
       mrg_rxbuf: setting(ON_OFF, '1'),
       in_order: setting(ON_OFF, '1'),
       packed_vq: setting(ON_OFF, '0'),
+      offloads: setting(ON_OFF, '0'),
       speed: key(integer(0, INT32_MAX)),
       cq: ignored(ON_OFF, 'no effect: there is no control queue'),
       vectorized: ignored(ON_OFF, 'no effect: there is one way to drive the rings, the fast one'),

@@ -18,10 +18,23 @@ import {
   VIRTIO_F_VERSION_1,
   VIRTIO_RING_F_EVENT_IDX,
 } from '../uapi/virtio.ts';
-import { netHeaderSize, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
+import {
+  netHeaderSize,
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_GUEST_CSUM,
+  VIRTIO_NET_F_GUEST_ECN,
+  VIRTIO_NET_F_GUEST_TSO4,
+  VIRTIO_NET_F_GUEST_TSO6,
+  VIRTIO_NET_F_HOST_ECN,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_MRG_RXBUF,
+} from '../uapi/virtio-net.ts';
 import { FrontEnd } from '../vhost-user/front-end.ts';
 import { openSocketFile, removeSocketFile, type SocketFile } from '../vhost-user/socket-file.ts';
 import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
+import { acceptsOf, maySendOf } from '../virtio-net/offload.ts';
+import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import { LINE } from '../virtqueue/driver-ring.ts';
 import type { LinkState, OpenedDevice } from './device-port.ts';
 import { GuestRam } from './guest-ram.ts';
@@ -42,6 +55,12 @@ import { USER_FAULTS, type UserRing, type UserRingPlan, userRingState } from './
 import type { VirtioUserArgs } from './virtio-user-args.ts';
 import { type Agreed, negotiate, startVring, wantedBy } from './virtio-user-options.ts';
 
+/** What `offloads=1` asks for. Large packets come in several buffers. */
+const CHECKSUMS = [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM];
+const SEGMENTATION = [
+  ...[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN],
+  ...[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN],
+];
 const GUEST_ADDR = 0x4000_0000;
 const MEMORY_UNIT = 2 ** 21;
 const RX_BUFFER_BYTES = 2048;
@@ -155,6 +174,8 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
       window: (this.#ram as GuestRam).window,
       headerLen: netHeaderSize(features),
       mergeable: hasFeature(features, VIRTIO_NET_F_MRG_RXBUF),
+      accepts: acceptsOf(features),
+      maySend: maySendOf(features),
       pairs: this.#pairs.slice(0, this.#inUse).flatMap(({ plan }, n) => (n % lcores === lcore ? [plan] : [])),
     };
   }
@@ -202,13 +223,15 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
 
   /** Agrees with a back end on what the rings are, the first time, or on the same again; and starts them. */
   async #begin(frontEnd: FrontEnd): Promise<void> {
-    const { packed, inOrder, mergeable, queues: pairs } = this.#args;
+    const { packed, inOrder, mergeable, offloads, queues: pairs } = this.#args;
     const before = this.#agreed;
     const wanted = wantedBy({
       path: this.#args.path,
       features: featureMask(
         ...[VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX],
         ...(mergeable ? [VIRTIO_NET_F_MRG_RXBUF] : []),
+        ...(offloads ? CHECKSUMS : []),
+        ...(offloads && mergeable ? SEGMENTATION : []),
       ),
       ...{ packed, inOrder, pairs },
     });
@@ -217,6 +240,11 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
       throw new SwitchError('FEATURES_LOST', 'the back end no longer offers what it did');
     if (packed && !hasFeature(agreed.features, VIRTIO_F_RING_PACKED))
       throw new SwitchError('FEATURES_LOST', 'the back end has no packed rings: leave packed_vq=1 out');
+    if (hasFeature(agreed.features, VIRTIO_NET_F_GUEST_TSO4) && !hasFeature(agreed.features, VIRTIO_NET_F_MRG_RXBUF))
+      throw new SwitchError(
+        'FEATURES_LOST',
+        'the back end would send large packets and has no mergeable buffers: leave offloads=1 out',
+      );
     if (before === undefined) this.#make(agreed);
     this.#agreed = agreed;
     await this.#start(frontEnd, before !== undefined);
@@ -232,7 +260,8 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     const headerLen = netHeaderSize(features);
     const mergeable = hasFeature(features, VIRTIO_NET_F_MRG_RXBUF);
     const packed = hasFeature(features, VIRTIO_F_RING_PACKED);
-    const txRoom = headerLen + MAX_FRAME_BYTES + TAG_BYTES;
+    const large = hasFeature(features, VIRTIO_NET_F_HOST_TSO4) || hasFeature(features, VIRTIO_NET_F_HOST_TSO6);
+    const txRoom = headerLen + (large ? MAX_GSO_BYTES : MAX_FRAME_BYTES + TAG_BYTES);
     const rooms = [mergeable ? RX_BUFFER_BYTES : txRoom, txRoom];
     const layout = ringLayout(packed, size);
     const ringBytes = alignUp(layout.bytes, 4096) + 4096;

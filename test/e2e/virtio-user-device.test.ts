@@ -22,7 +22,7 @@ const PATIENCE_MS = 20_000;
 
 test('virtio-user: a kick eventfd that the back end has filled and made to block holds no thread up', async () => {
   const running = await SwitchProcess.start();
-  const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9) }));
+  const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9) })) as VdevOf<'net_virtio_user'>;
   const pool = new WindowPool('wasm');
   const device = await VirtioUserDevice.open(virtioUserArgs(vdev), { pool });
   const deaths: Error[] = [];
@@ -38,12 +38,12 @@ test('virtio-user: a kick eventfd that the back end has filled and made to block
     // whoever has the eventfd can do that, and the back end has it
     fillAndBlock(spec.pairs[0].txKickFd);
     const plan = {
-      ports: [{ id: 0, kind: 'net_virtio_user', spec, counters: counterBlock(PORT_SLOTS) }],
+      ports: [{ id: 0, kind: 'net_virtio_user' as const, spec, counters: counterBlock(PORT_SLOTS) }],
       streams: [{ rxPort: 0, txPort: 0, rxQueue: 0, txQueue: 0, peer: mac, own: mac, counters }],
       settings: { mode: 'txonly', burst: 32, txpkts: [64], noisy } as const,
       retry: undefined,
     };
-    await thread.tell({ type: 'prepare', plan });
+    await thread.tell({ type: 'prepare', plan, flush: true });
     await thread.tell({ type: 'go' });
     await waitUntil('the link is down', () => told.length > 0, PATIENCE_MS);
     assert.match(told[0].reason ?? '', /^the back end takes no kicks/);
