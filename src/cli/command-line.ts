@@ -5,19 +5,9 @@
 import { type PortRequest, portName } from '../control/uplinks.ts';
 import { ConfigError } from '../errors.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
-import {
-  FLAG,
-  fold,
-  formatHelp,
-  givenValue,
-  notesOn,
-  type Option,
-  optionName,
-  type Parsed,
-  parseOptions,
-  refuseLater,
-} from './options.ts';
-import { resolveSwitch, SWITCH, type SwitchSettings } from './switch-options.ts';
+import { FLAG, fold, formatHelp, givenValue, notesOn, type Option, optionName, refuseLater } from './options.ts';
+import { resolveSwitch, SWITCH, type SwitchSettings, uplinkNotes } from './switch-options.ts';
+import { takeApart } from './two-sides.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */
 export interface CommandLine extends EalSettings, SwitchSettings {
@@ -44,7 +34,7 @@ const SWITCH_ROWS: readonly Option[] = Object.values(SWITCH);
  * Throws ConfigError: unknown options and invalid values first, then contradictions, then options of later versions.
  */
 export function parseCommandLine(argv: readonly string[]): CommandLine {
-  const { given, words } = takeApart(argv);
+  const { given, words } = takeApart(argv, { common: COMMON_ROWS, eal: EAL_ROWS, app: SWITCH_ROWS });
   const help = givenValue(given, COMMON.help) ?? false;
   const version = givenValue(given, COMMON.version) ?? false;
   if (help || version) return { ...parseCommandLine([]), help, version };
@@ -59,7 +49,7 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
     ...eal,
     ...app,
     ignored: [...eal.ignored, ...words],
-    notes: [...eal.notes, ...notesOn(given), ...unusedPorts(eal.ports, app.enabledPorts)],
+    notes: [...eal.notes, ...uplinkNotes(given), ...notesOn(given), ...unusedPorts(eal.ports, app.enabledPorts)],
   };
 }
 
@@ -77,38 +67,6 @@ function unusedPorts(ports: readonly PortRequest[], enabled: readonly number[]):
       ? []
       : [`${portName(request)} is not used: -p 0x${(2 ** port).toString(16)} makes it the uplink`],
   );
-}
-
-/** Stray words left of `--` are kept, as in DPDK; elsewhere they are errors. */
-function takeApart(argv: readonly string[]): Parsed {
-  const split = argv.indexOf('--');
-  if (split < 0) {
-    const both = parseOptions([...COMMON_ROWS, ...EAL_ROWS, ...SWITCH_ROWS], argv);
-    refuseWords(both.words);
-    return both;
-  }
-  const left = parseSide(EAL_ROWS, argv.slice(0, split), SWITCH_ROWS, 'right');
-  const right = parseSide(SWITCH_ROWS, argv.slice(split + 1), EAL_ROWS, 'left');
-  refuseWords(right.words);
-  return { given: [...left.given, ...right.given], words: left.words };
-}
-
-function refuseWords(words: readonly string[]): void {
-  if (words.length > 0) throw new ConfigError('CONFIG_UNEXPECTED_WORD', words[0], 'belongs to no option');
-}
-
-/** Parses one side of the `--`; an option of the other side's table is an error that says so. */
-function parseSide(table: readonly Option[], args: readonly string[], other: readonly Option[], side: string): Parsed {
-  try {
-    return parseOptions([...COMMON_ROWS, ...table], args);
-  } catch (error) {
-    const misplaced =
-      error instanceof ConfigError &&
-      error.code === 'CONFIG_UNKNOWN_OPTION' &&
-      other.some((row) => error.option === `-${row.short}` || error.option === `--${row.long}`);
-    if (misplaced) throw new ConfigError('CONFIG_UNKNOWN_OPTION', error.option, `belongs to the ${side} of --`);
-    throw error;
-  }
 }
 
 /** The help of vhost-switch: at most 100 columns, with a final newline. */

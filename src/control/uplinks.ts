@@ -81,13 +81,13 @@ class Uplink {
     return this.#device?.opened.link ?? GONE;
   }
 
-  get steered(): SteeringCounts | undefined {
-    return this.#device?.opened.steering?.counts();
-  }
-
   /** As opened first; an MTU that changes later counts from the switch's next start. */
   get port(): UplinkConfig {
     return { port: this.id, mtu: (this.#device as UplinkDevice).opened.mtu };
+  }
+
+  get steered(): SteeringCounts | undefined {
+    return this.#device?.opened.steering?.counts();
   }
 
   async open(): Promise<void> {

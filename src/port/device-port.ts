@@ -19,6 +19,8 @@ export interface DeviceTools {
 export interface DevicePort extends Port {
   /** receive queues of this thread, 0 to n − 1 */
   readonly queues: number;
+  /** The transmit queue that `transmit` uses, where there are several: as many as receive queues. */
+  txQueue?: number;
   /** File descriptors that become readable when there is something to receive; the port's own. None: it must be looked at again and again. */
   readonly eventFds: readonly number[];
   /** Before the thread sleeps: sends what is held back. @returns false if frames have come meanwhile: then it is no time to sleep */
@@ -50,12 +52,14 @@ export interface LinkState {
   readonly up: boolean;
   /** Mbit/s, or 0 if unknown */
   readonly speed: number;
+  /** why it is down now, where that is known: for one line */
+  readonly reason?: string;
   /** why it is down for good, if it is: the interface was removed, the file is at its end */
   readonly gone?: string;
 }
 
 /** A port as the main thread has it. `Spec` survives postMessage and says to an lcore what to make its port from. */
-export interface OpenedDevice<Spec extends DeviceSpec = DeviceSpec> {
+export interface OpenedDevice<Spec = DeviceSpec> {
   /** as given to --vdev: `net_af_packet0` */
   readonly name: string;
   /** its own address, 6 bytes, if it has one */

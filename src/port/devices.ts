@@ -8,6 +8,10 @@ import { AfPacketPort, type AfPacketSpec } from './af-packet-port.ts';
 import { openAfXdp } from './af-xdp.ts';
 import { AfXdpPort, type AfXdpSpec } from './af-xdp-port.ts';
 import type { DeviceOpening, DevicePort, DeviceSpec, DeviceTools, OpenedDevice } from './device-port.ts';
+import { NullPort, type NullSpec, openNull } from './null-port.ts';
+import { openPcap } from './pcap-files.ts';
+import { PcapPort, type PcapSpec } from './pcap-port.ts';
+import { openRing, RingPort, type RingSpec } from './ring-port.ts';
 import { openTapDevice } from './tap.ts';
 import { TapPort, type TapSpec } from './tap-port.ts';
 import type { Vdev, VdevOf } from './vdev.ts';
@@ -26,6 +30,9 @@ const kind = <K extends Vdev['kind'], Spec extends DeviceSpec>(
 ): Kind<K, Spec> => ({ open, create, comesBack });
 
 const KINDS = {
+  net_null: kind<'net_null', NullSpec>(openNull, (...args) => new NullPort(...args)),
+  net_ring: kind<'net_ring', RingSpec>(openRing, (...args) => new RingPort(...args)),
+  net_pcap: kind<'net_pcap', PcapSpec>(openPcap, (...args) => new PcapPort(...args)),
   net_af_packet: kind<'net_af_packet', AfPacketSpec>(openAfPacket, (...args) => new AfPacketPort(...args), true),
   net_af_xdp: kind<'net_af_xdp', AfXdpSpec>(
     (vdev, opening) => openAfXdp(vdev, opening),

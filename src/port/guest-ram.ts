@@ -60,7 +60,7 @@ interface MappedSlice {
 
 const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
 
-let pool: WindowPool | undefined;
+let ownPool: WindowPool | undefined;
 
 export class GuestRam {
   /** The regions as a mem table has them. The fds stay ours. */
@@ -68,13 +68,18 @@ export class GuestRam {
   /** The window as this thread sees it. */
   readonly views: WindowViews;
   readonly #window: WindowHandle;
+  readonly #pool: WindowPool;
   readonly #slices: MappedSlice[] = [];
   #turn = 0;
 
-  /** Creates and maps the regions. Throws RangeError if they do not fit one window. */
-  constructor(regions: readonly RamRegion[]) {
-    pool ??= new WindowPool(chooseWindowKind().kind);
-    this.#window = pool.acquire();
+  /**
+   * Creates and maps the regions. Throws RangeError if they do not fit one window.
+   * @param pool where the window comes from; by default a pool that all such memory shares
+   */
+  constructor(regions: readonly RamRegion[], pool?: WindowPool) {
+    if (pool === undefined) ownPool ??= new WindowPool(chooseWindowKind().kind);
+    this.#pool = pool ?? (ownPool as WindowPool);
+    this.#window = this.#pool.acquire();
     this.regions = regions.map((r) => ({
       guestAddr: r.guestAddr,
       size: r.size,
@@ -102,6 +107,11 @@ export class GuestRam {
     mapInto(this.#window, off, len, region.fd, region.fileOff + slice.off);
     this.#slices.push({ addr: region.guestAddr + slice.off, off, size: slice.size, used: 0 });
     return off + len;
+  }
+
+  /** The window, for other threads. */
+  get window(): WindowHandle {
+    return this.#window;
   }
 
   /**
@@ -137,6 +147,6 @@ export class GuestRam {
     for (const { off, size } of this.#slices) unmapFrom(this.#window, off, alignUp(size, 4096));
     for (const { fd } of this.regions) closeSync(fd);
     this.#slices.length = 0;
-    pool?.release(this.#window);
+    this.#pool.release(this.#window);
   }
 }

@@ -4,7 +4,7 @@
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { SwitchError } from '../errors.ts';
-import { createEventfd, drain, signal } from '../sys/eventfd.ts';
+import { createEventfds, drain, signal } from '../sys/eventfd.ts';
 import { ReadWatch } from '../sys/unix-socket.ts';
 import type { DriverRing } from '../virtqueue/driver-ring.ts';
 import { PackedDriver, packedRingLayout } from '../virtqueue/packed-driver.ts';
@@ -52,18 +52,6 @@ function ringIn(ram: GuestRam, { ringSize, eventIdx, packed = false, inOrder = f
   const place = { descOff: off + layout.descOff, availOff: off + layout.availOff, usedOff: off + layout.usedOff };
   const Driver = packed ? PackedDriver : SplitDriver;
   return { driver: new Driver(ram.views, place, ringSize, eventIdx, inOrder), addr };
-}
-
-/** All of them or none. */
-function createEventfds(n: number): number[] {
-  const fds: number[] = [];
-  try {
-    while (fds.length < n) fds.push(createEventfd());
-    return fds;
-  } catch (error) {
-    for (const fd of fds) closeSync(fd);
-    throw error;
-  }
 }
 
 export class NetPair {

@@ -22,6 +22,15 @@ export function integer(min: number, max: number): ValueType<number> {
   return { range: `${min}..${max}`, parse };
 }
 
+/** The powers of two from `min` to `max`. */
+export function powerOfTwo(min: number, max: number): ValueType<number> {
+  const parse = (text: string) => {
+    const value = integer(min, max).parse(text);
+    return value === undefined || (value & (value - 1)) !== 0 ? undefined : value;
+  };
+  return { range: `${min}..${max}, a power of two`, parse };
+}
+
 /** The numbers 0 and 1 as a switch. */
 export const ON_OFF: ValueType<boolean> = {
   range: '0|1',

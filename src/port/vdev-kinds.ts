@@ -4,7 +4,7 @@
  * @see DPDK guides/nics, one page for each kind
  */
 import { VIRTIO_NET_MAX_PAIRS } from '../uapi/virtio-net.ts';
-import { boundedText, choice, integer, MAC_ADDRESS, ON_OFF, type ValueType } from './text-values.ts';
+import { boundedText, choice, integer, MAC_ADDRESS, ON_OFF, powerOfTwo, type ValueType } from './text-values.ts';
 
 /** One key of a kind. */
 export interface VdevKey<T = unknown> {
@@ -69,11 +69,12 @@ export const VDEV_KINDS = {
       path: required(SOCKET_PATH),
       mac: key(MAC_ADDRESS),
       queues: setting(integer(1, VIRTIO_NET_MAX_PAIRS), '1'),
-      queue_size: setting(integer(2, 32768), '256'),
+      queue_size: setting(powerOfTwo(2, 32768), '256'),
       server: setting(ON_OFF, '0'),
       mrg_rxbuf: setting(ON_OFF, '1'),
       in_order: setting(ON_OFF, '1'),
       packed_vq: setting(ON_OFF, '0'),
+      offloads: setting(ON_OFF, '0'),
       speed: key(integer(0, INT32_MAX)),
       cq: ignored(ON_OFF, 'no effect: there is no control queue'),
       vectorized: ignored(ON_OFF, 'no effect: there is one way to drive the rings, the fast one'),

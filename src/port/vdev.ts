@@ -117,3 +117,9 @@ function settled(text: string, key: string, row: VdevKey, given: readonly unknow
   if (row.required) throw fault(text, 'CONFIG_MISSING_VALUE', `needs ${key}=…: ${row.type.range}`, row.type.range);
   return row.default === undefined ? undefined : row.type.parse(row.default);
 }
+
+/** The kind of a device, from its name; a name of no known kind without its number. */
+export function kindOfVdev(name: string): string {
+  const stem = name.replace(/\d+$/, '');
+  return kindsByName.get(stem) ?? stem;
+}

@@ -20,6 +20,7 @@ import {
 } from '../uapi/virtio.ts';
 import { VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import type { FrontEnd } from '../vhost-user/front-end.ts';
+import type { RingPlace } from '../virtqueue/driver-ring.ts';
 import type { RamRegion } from './guest-ram.ts';
 import type { ChainLayout } from './net-queue.ts';
 
@@ -119,6 +120,35 @@ export async function negotiate(frontEnd: FrontEnd, wanted: Wanted): Promise<Agr
   const features = (wanted.features & ~bit30 & offered) | (withProtocol ? bit30 : 0n);
   await frontEnd.setFeatures(features);
   return { features, protocolFeatures };
+}
+
+/** What a back end is told of a vring. */
+export interface VringToStart {
+  readonly place: RingPlace;
+  /** descriptors */
+  readonly size: number;
+  /** as SET_VRING_BASE has it */
+  readonly base: number;
+  /** front-end address of the descriptors */
+  readonly descAddr: number;
+  readonly kickFd: number;
+  readonly callFd: number;
+}
+
+/** Tells a back end where a vring lies and where it goes on, and starts it. */
+export async function startVring(frontEnd: FrontEnd, index: number, ring: VringToStart): Promise<void> {
+  const { place, size, base, descAddr, kickFd, callFd } = ring;
+  await frontEnd.setVringNum(index, size);
+  await frontEnd.setVringBase(index, base);
+  await frontEnd.setVringAddr(index, {
+    flags: 0,
+    descAddr,
+    availAddr: descAddr + place.availOff - place.descOff,
+    usedAddr: descAddr + place.usedOff - place.descOff,
+    logAddr: 0,
+  });
+  await frontEnd.setVringCall(index, callFd);
+  await frontEnd.setVringKick(index, kickFd);
 }
 
 async function checkPairs(frontEnd: FrontEnd, mq: boolean, pairs: number): Promise<void> {

@@ -23,7 +23,7 @@ import { FrontEnd } from '../vhost-user/front-end.ts';
 import { GuestRam } from './guest-ram.ts';
 import { type DrivenRing, NetPair, type PairOptions, ringLayout } from './net-pair.ts';
 import type { ChainLayout, NetHeader } from './net-queue.ts';
-import { type Agreed, negotiate, type VirtioUserOptions, wantedBy } from './virtio-user-options.ts';
+import { type Agreed, negotiate, startVring, type VirtioUserOptions, wantedBy } from './virtio-user-options.ts';
 
 export { DEFAULT_FEATURES, type VirtioUserOptions } from './virtio-user-options.ts';
 
@@ -195,19 +195,9 @@ export class VirtioUser {
 
   async #startRing(index: number): Promise<void> {
     const { driver, addr, kickFd, callFd } = this.ring(index);
-    const { descOff, availOff, usedOff } = driver.place;
+    const { place, size, vringBase: base } = driver;
     const descAddr = this.ram.frontendAddrOf(addr);
-    await this.#frontEnd.setVringNum(index, driver.size);
-    await this.#frontEnd.setVringBase(index, driver.vringBase);
-    await this.#frontEnd.setVringAddr(index, {
-      flags: 0,
-      descAddr,
-      availAddr: descAddr + availOff - descOff,
-      usedAddr: descAddr + usedOff - descOff,
-      logAddr: 0,
-    });
-    await this.#frontEnd.setVringCall(index, callFd);
-    await this.#frontEnd.setVringKick(index, kickFd);
+    await startVring(this.#frontEnd, index, { place, size, base, descAddr, kickFd, callFd });
   }
 
   /** Queues one frame on a pair. @returns false if the ring is full; then what is queued has been flushed. */

@@ -6,15 +6,7 @@ import type { WindowViews } from '../mem/window.ts';
 import { ETH_P_8021Q } from '../uapi/ip.ts';
 import { BURST_SIZE, type Burst, FRONT_BYTES } from '../virtio-net/burst.ts';
 import { FrontStage } from '../virtio-net/front-stage.ts';
-import {
-  PORT_ACCESS,
-  PORT_PLAN,
-  PORT_TRUNK,
-  PORT_UPLINK,
-  type PortVlans,
-  PRIORITY_MASK,
-  type VlanMarks,
-} from './port-vlans.ts';
+import { isUntagged, PORT_TRUNK, PORT_UPLINK, type PortVlans, PRIORITY_MASK, type VlanMarks } from './port-vlans.ts';
 
 const TYPE_OFF = 12;
 const NO_CUTS = new Int32Array(BURST_SIZE);
@@ -92,8 +84,7 @@ export class VlanEgress implements Egress {
 
   asTheyAre(port: number, outside: boolean): boolean {
     if (this.#marks.cuts || (outside && !this.#strip)) return false;
-    const kind = this.#vlans.kind[port];
-    return kind === PORT_PLAN || kind === PORT_ACCESS;
+    return isUntagged(this.#vlans.kind[port]);
   }
 
   dress(burst: Burst, list: Int32Array, from: number, to: number, port: number, outside: boolean): void {

@@ -25,6 +25,9 @@ export const PORT_ACCESS = 2;
 export const PORT_TRUNK = 3;
 export const PORT_UPLINK = 4;
 
+/** True for ports whose guests know of no VLANs. */
+export const isUntagged = (kind: number) => kind === PORT_PLAN || kind === PORT_ACCESS;
+
 const isVid = (vid: number) => Number.isInteger(vid) && vid >= 1 && vid <= MAX_VID;
 
 export class PortVlans {

@@ -15,18 +15,18 @@ import {
   floods,
   isLinkLocal,
   LINK_LOCAL,
-  learnsUplink,
   malformedSlot,
   TO_SELF,
   toUplinks,
   UNKNOWN,
 } from './classify.ts';
-import { DEST_DROP, flood, TARGET_DROP } from './destination.ts';
+import { DEST_DROP, DEST_FLOOD, flood, TARGET_DROP } from './destination.ts';
 import { typeOf } from './egress.ts';
 import { ETHERNET_HEADER, GROUP_BIT, type Learner, sourceFirst, sourceLast } from './learner.ts';
 import { NOT_FOUND, vidBits } from './mac-table.ts';
 import {
   isTagType,
+  isUntagged,
   NO_VID,
   PLAN_VID,
   PORT_PLAN,
@@ -51,9 +51,9 @@ export class VlanClassifier implements Classify {
   readonly #vlans: PortVlans;
   readonly #marks: VlanMarks;
   readonly #windows: readonly WindowViews[];
+  /** group addresses and unknown ones go to guests too; and addresses outside are learned */
   readonly #floods: boolean;
   readonly #toUplinks: number;
-  readonly #learnsUplink: boolean;
   /** of the packet at hand: the VLAN it is in; what goes into a tag's second half beside that; its own VID on the uplink, 0 for none */
   #vid = 0;
   #priority = 0;
@@ -79,7 +79,6 @@ export class VlanClassifier implements Classify {
     this.#windows = windows;
     this.#floods = floods(config);
     this.#toUplinks = toUplinks(config);
-    this.#learnsUplink = learnsUplink(config);
   }
 
   setPort(port: number, vlan: PortVlan | undefined): void {
@@ -125,7 +124,14 @@ export class VlanClassifier implements Classify {
       i++;
       if (malformed < 0 && !isTagType(typeOf(burst, from))) i = this.#spread(burst, from, beside);
       if (target <= TARGET_DROP) counters[TARGET_DROP - target] += i - from;
+      else if (burst.uniform && !outside && !marks.cuts && from === 0 && i === count && this.#isUntaggedGuest(target))
+        burst.only = target;
     }
+  }
+
+  /** True for a port that gets what another guest sends untagged as it is. */
+  #isUntaggedGuest(target: number): boolean {
+    return target >= 0 && target < DEST_FLOOD && isUntagged(this.#vlans.kind[target]);
   }
 
   /** Writes down what has been found out about packet `i`. */
@@ -272,7 +278,7 @@ export class VlanClassifier implements Classify {
     let except = table.lookup(srcFirst, srcLast);
     if (except !== NOT_FOUND && isUplink[except] === 1) except = NOT_FOUND;
     // devices that have a tag each may hear one another by way of the network: that takes nobody's address away
-    if (this.#learnsUplink && (this.#device < 0 || except === NOT_FOUND)) {
+    if (this.#floods && (this.#device < 0 || except === NOT_FOUND)) {
       this.#learner.learn(srcFirst, srcLast, port, counters, now);
       except = NOT_FOUND;
     }

@@ -40,6 +40,18 @@ export function createEventfd(): number {
   return check(c.eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), 'eventfd');
 }
 
+/** `n` of them, or none and the error. */
+export function createEventfds(n: number): number[] {
+  const fds: number[] = [];
+  try {
+    while (fds.length < n) fds.push(createEventfd());
+    return fds;
+  } catch (error) {
+    for (const fd of fds) closeSync(fd);
+    throw error;
+  }
+}
+
 /** True if `fd` is an eventfd: the only kind of descriptor a kick or a call may be. */
 export function isEventfd(fd: number): boolean {
   return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]';

@@ -9,6 +9,19 @@ export const FORWARD_MODES = [
 ] as const;
 export type ForwardMode = (typeof FORWARD_MODES)[number];
 
+/** What `noisy` does with what it forwards: all zero by default, and then nothing but io does. */
+export interface NoisyConfig {
+  /** packets that wait before they are sent on */
+  readonly bufferPackets: number;
+  /** after so many ms without sending all that wait are sent; 0: they are not */
+  readonly flushMs: number;
+  /** memory that is looked things up in, MiB; and how often for each packet */
+  readonly memoryMiB: number;
+  readonly writes: number;
+  readonly reads: number;
+  readonly readWrites: number;
+}
+
 /** What `set …` and the command line say; changes take effect at the next start, as in DPDK. */
 export interface ForwardConfig {
   mode: ForwardMode;
@@ -28,6 +41,7 @@ export interface ForwardConfig {
   txq: number;
   /** threads that forward */
   cores: number;
+  noisy?: NoisyConfig;
 }
 
 /** struct rte_eth_stats, as far as it means something here; since the last clear. */

@@ -7,6 +7,7 @@ import { layout, packedLayout } from './layout.ts';
 export const ETHHDR = packedLayout('ethhdr', { h_dest: ['u8', 6], h_source: ['u8', 6], h_proto: 'u16' });
 
 export const ETH_P_IP = 0x0800;
+export const ETH_P_ARP = 0x0806;
 export const ETH_P_IPV6 = 0x86dd;
 /** A customer's VLAN tag, and a service's. */
 export const ETH_P_8021Q = 0x8100;
@@ -60,6 +61,7 @@ export const IPV6_FRAG_HDR = layout('frag_hdr', {
 export const IP6_MF = 1;
 
 export const IPPROTO_HOPOPTS = 0;
+export const IPPROTO_ICMP = 1;
 export const IPPROTO_TCP = 6;
 export const IPPROTO_UDP = 17;
 export const IPPROTO_ROUTING = 43;
@@ -84,3 +86,6 @@ export const TCP_PSH = 0x08;
 export const TCP_CWR = 0x80;
 
 export const UDPHDR = layout('udphdr', { source: 'u16', dest: 'u16', len: 'u16', check: 'u16' });
+
+/** What ICMP messages begin with. @see RFC 792 */
+export const ICMPHDR = layout('icmphdr', { type: 'u8', code: 'u8', checksum: 'u16', rest: 'u32' });

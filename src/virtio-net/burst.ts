@@ -63,7 +63,7 @@ export const SCRATCH = (() => {
     segOff: words(BURST_SEGMENTS),
     segLen: words(BURST_SEGMENTS),
     copies: words(3 * BURST_SIZE),
-    usedIds: words(BURST_SIZE),
+    used: words(2 * BURST_SIZE),
     tally: words(TALLY_WORDS),
     spread: words(SPREAD_WORDS),
   } as const;
@@ -73,6 +73,8 @@ export const SCRATCH = (() => {
 export class Burst {
   /** packets in the burst */
   count = 0;
+  /** packets that ports should receive at most: 1 to BURST_SIZE */
+  limit: number = BURST_SIZE;
   /** where their bytes lie, of one packet behind the other */
   readonly segments: SegmentList;
   /** packet i's segments are first[i] … first[i + 1] − 1 */

@@ -30,6 +30,7 @@ const HEADERS = [
   'linux/virtio_config.h',
   'linux/vhost.h',
   'linux/if_ether.h',
+  'linux/icmp.h',
   'linux/in.h',
   'linux/in6.h',
   'linux/ip.h',
@@ -40,7 +41,7 @@ const HEADERS = [
   'linux/if_packet.h',
   'linux/rtnetlink.h',
   'linux/if_link.h',
-  'net/if.h',
+  'linux/if.h',
   'net/if_arp.h',
   'sys/ioctl.h',
   'linux/if_tun.h',
@@ -51,6 +52,7 @@ const FIELD_IN_C: Record<string, Record<string, string>> = {
   virtio_net_hdr_mrg_rxbuf: Object.fromEntries(
     ['flags', 'gso_type', 'hdr_len', 'gso_size', 'csum_start', 'csum_offset'].map((field) => [field, `hdr.${field}`]),
   ),
+  icmphdr: { rest: 'un' },
   uffdio_register: { start: 'range.start', len: 'range.len' },
   uffd_msg: { flags: 'arg.pagefault.flags', address: 'arg.pagefault.address', ptid: 'arg.pagefault.feat.ptid' },
   vhost_memory_region: { mmap_offset: 'flags_padding' }, // vhost-user's own use of the last 8 bytes
@@ -99,6 +101,7 @@ const LAYOUTS: readonly Layout<string>[] = [
   ip.IPHDR,
   ip.IPV6HDR,
   ip.IPV6_OPT_HDR,
+  ip.ICMPHDR,
   ip.TCPHDR,
   ip.UDPHDR,
 ];

@@ -15,6 +15,8 @@ for (const { name, env, files } of [
       'test/property/rings.test.ts',
       'test/unit/hostile-ring.test.ts',
       'test/unit/offload-stage.test.ts',
+      'test/unit/null-ring-ports.test.ts',
+      'test/unit/pcap-port.test.ts',
       ...SWITCHING,
     ],
   },

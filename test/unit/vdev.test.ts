@@ -104,6 +104,7 @@ test('vdev: the name ends in a number', () => {
 
 test('vdev: values out of range, twice, and missing are errors', () => {
   fails('CONFIG_INVALID_VALUE', /invalid queues "0"; valid: 1\.\.128$/, 'net_virtio_user0,path=/x,queues=0');
+  fails('CONFIG_INVALID_VALUE', /"48"; valid: 2\.\.32768, a power of two$/, 'net_virtio_user0,path=/x,queue_size=48');
   fails('CONFIG_INVALID_VALUE', /invalid mac "53:54:00:00:00:01"/, 'net_virtio_user0,path=/x,mac=53:54:00:00:00:01');
   fails('CONFIG_INVALID_VALUE', /a path of 1 to 107 bytes/, `net_virtio_user0,path=/${'x'.repeat(107)}`);
   fails('CONFIG_CONFLICT', /size is given twice/, 'net_null0,size=64,size=65');

@@ -1,0 +1,294 @@
+/**
+ * testpmd's engine: opens the ports, has threads forward between them, and says what has been counted.
+ */
+import { SwitchError } from '../errors.ts';
+import { chooseWindowKind } from '../mem/selftest.ts';
+import { WindowPool } from '../mem/window.ts';
+import type { Vdev } from '../port/vdev.ts';
+import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
+import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
+import type { Engine, ForwardConfig, NoisyConfig, PortInfo, PortStats, StreamStats } from './engine.ts';
+import { EnginePort } from './engine-port.ts';
+import { ForwardThread } from './forward-thread.ts';
+import type { PortPlan, RunPlan } from './letters.ts';
+import { MIN_MADE_BYTES } from './modes/txonly.ts';
+import { openPort } from './port-kinds.ts';
+import { STREAM_SLOTS, type StreamPlan, streamCounters } from './stream.ts';
+import { planStreams, type StreamPlace, type Topology } from './topology.ts';
+
+/** What an engine is made of. */
+export interface EngineOptions {
+  /** what `--vdev` says of each port, in order */
+  readonly vdevs: readonly Vdev[];
+  /** The ports that forward, in order. Default: all. */
+  readonly forwardPorts?: readonly number[] | undefined;
+  /** Default paired. */
+  readonly topology?: Topology;
+  /** false: what waits in receive queues at the start is forwarded, not thrown away. Default true. */
+  readonly flushRx?: boolean;
+  /** Changes to it take effect at the next start. */
+  readonly config: ForwardConfig;
+  /** 'adaptive': threads without work sleep until something comes; 'busy': they never do. Default adaptive. */
+  readonly poll?: 'adaptive' | 'busy';
+  /** CPUs of each forwarding thread, by turns; none: any */
+  readonly cpus?: readonly (readonly number[])[];
+  /** Hears what opening the ports waits for. */
+  readonly onWait?: (text: string) => void;
+  /** Ends that waiting: `open` rejects. */
+  readonly signal?: AbortSignal;
+  /** A forwarding thread has failed: nothing is forwarded any more. */
+  readonly onFatal: (error: Error) => void;
+}
+
+/** A stream with its counters on the main thread. */
+interface StreamEntry extends StreamPlace {
+  readonly counters: SharedArrayBuffer;
+}
+
+const MAC = /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i;
+const QUIET: NoisyConfig = { bufferPackets: 0, flushMs: 0, memoryMiB: 0, writes: 0, reads: 0, readWrites: 0 };
+const LOCAL_ADMIN = 0x02;
+
+export class ForwardEngine implements Engine {
+  readonly config: ForwardConfig;
+  readonly #options: EngineOptions;
+  readonly #pool = new WindowPool(chooseWindowKind().kind);
+  readonly #ports: EnginePort[] = [];
+  readonly #threads: ForwardThread[] = [];
+  /** those that forward now */
+  #running: ForwardThread[] = [];
+  #streams: readonly StreamEntry[] = [];
+  #listeners: ((info: PortInfo) => void)[] = [];
+  #forwarding = false;
+  #closing: Promise<void> | undefined;
+
+  /** Opens all ports, in order. Rejects, with nothing left behind, when one cannot be opened. */
+  static async open(options: EngineOptions): Promise<ForwardEngine> {
+    const engine = new ForwardEngine(options);
+    try {
+      for (const vdev of options.vdevs) await engine.#open(vdev);
+      return engine;
+    } catch (error) {
+      await engine.close();
+      throw error;
+    }
+  }
+
+  private constructor(options: EngineOptions) {
+    this.config = options.config;
+    this.#options = options;
+  }
+
+  async #open(vdev: Vdev): Promise<void> {
+    const { onWait = () => {}, signal } = this.#options;
+    const device = await openPort(vdev, { pool: this.#pool, onWait, signal });
+    const port = new EnginePort(this.#ports.length, vdev.kind, device);
+    this.#ports.push(port);
+    device.onLink(() => {
+      for (const told of this.#listeners) told(this.#info(port));
+    });
+    await device.usePairs?.(this.#queues([port]));
+  }
+
+  get forwarding(): boolean {
+    return this.#forwarding;
+  }
+
+  #port(n: number): EnginePort {
+    const port = this.#ports[n];
+    if (port === undefined) throw new RangeError(`no port ${n}: there are ${this.#ports.length}`);
+    return port;
+  }
+
+  /** The ports that forward. */
+  get #forwarders(): EnginePort[] {
+    return this.#options.forwardPorts?.map((n) => this.#port(n)) ?? this.#ports;
+  }
+
+  /** Queues of each port that are used. */
+  #queues(ports: readonly EnginePort[]): number {
+    return Math.min(Math.max(1, this.config.rxq, this.config.txq), ...ports.map(({ queues }) => queues));
+  }
+
+  #info(port: EnginePort): PortInfo {
+    const queues = this.#queues([port]);
+    return port.info(queues);
+  }
+
+  ports(): PortInfo[] {
+    return this.#ports.map((port) => this.#info(port));
+  }
+
+  stats(port: number): PortStats {
+    return this.#port(port).stats();
+  }
+
+  xstats(port: number): ReadonlyMap<string, number> {
+    return this.#port(port).xstats();
+  }
+
+  clearStats(port: number | 'all'): void {
+    const ports = port === 'all' ? this.#ports : [this.#port(port)];
+    for (const one of ports) one.clearStats();
+  }
+
+  setPromiscuous(port: number, on: boolean): void {
+    this.#port(port).promiscuous = on;
+  }
+
+  onLink(told: (info: PortInfo) => void): void {
+    this.#listeners.push(told);
+  }
+
+  async startPort(n: number): Promise<void> {
+    const port = this.#port(n);
+    await port.device.usePairs?.(this.#queues([port]));
+    port.started = true;
+  }
+
+  async stopPort(n: number): Promise<void> {
+    const port = this.#port(n);
+    if (this.#forwarding) throw new SwitchError('ALREADY_FORWARDING', `port ${n} is forwarded: stop forwarding first`);
+    await port.device.usePairs?.(0);
+    port.started = false;
+  }
+
+  async start(txFirst: number): Promise<void> {
+    if (this.#forwarding)
+      throw new SwitchError('ALREADY_FORWARDING', 'packets are forwarded already: stop forwarding first');
+    if (this.#forwarders.length === 0)
+      throw new SwitchError('NO_PORTS', 'there are no ports to forward between: give --vdev');
+    const stopped = this.#forwarders.find(({ started }) => !started);
+    if (stopped !== undefined)
+      throw new SwitchError('PORT_STOPPED', `port ${stopped.id} is stopped: start it first (port start ${stopped.id})`);
+    this.#checkConfig();
+    this.#forwarding = true;
+    try {
+      await this.#begin(txFirst);
+    } catch (error) {
+      await this.stop();
+      throw error;
+    }
+  }
+
+  #checkConfig(): void {
+    const { txpkts, ethPeers, burst } = this.config;
+    const bytes = txpkts.reduce((sum, len) => sum + len, 0);
+    if (bytes < MIN_MADE_BYTES || bytes > MAX_FRAME_BYTES || txpkts.some((len) => len < 1))
+      throw new RangeError(`txpkts: ${bytes} bytes a packet; must be ${MIN_MADE_BYTES} to ${MAX_FRAME_BYTES}`);
+    if (!(burst >= 1 && burst <= 32)) throw new RangeError(`burst ${burst}: must be 1 to 32`);
+    for (const mac of ethPeers.values())
+      if (!MAC.test(mac)) throw new RangeError(`eth-peer ${mac}: must be six bytes like 02:00:00:00:00:00`);
+  }
+
+  async #begin(txFirst: number): Promise<void> {
+    const { topology = 'paired', flushRx = true } = this.#options;
+    const { mode, cores } = this.config;
+    const ports = this.#forwarders;
+    const queues = this.#queues(ports);
+    for (const { device } of ports) await device.usePairs?.(queues);
+    const places = planStreams({
+      ports: ports.map(({ id }) => id),
+      topology: mode === 'icmpecho' ? 'loop' : topology,
+      queues,
+      threads: Math.max(1, cores),
+    });
+    while (this.#threads.length < places.length) await this.#addThread();
+    const lcores = Math.min(places.length, queues);
+    const entries: StreamEntry[] = [];
+    const plans = places.map((mine): RunPlan => {
+      const own = mine.map((place) => ({ ...place, counters: streamCounters() }));
+      entries.push(...own);
+      return this.#planOf(own, lcores);
+    });
+    this.#streams = entries.sort((a, b) => a.queue - b.queue || a.rxPort - b.rxPort);
+    this.#running = this.#threads.slice(0, places.length);
+    await this.#tell((t) => ({ type: 'prepare', plan: plans[t], flush: flushRx }));
+    if (txFirst > 0) await this.#tell(() => ({ type: 'first', bursts: txFirst }));
+    await this.#tell(() => ({ type: 'go' }));
+  }
+
+  /** What one thread is to do. Of each port it has the queues q with q % lcores alike. */
+  #planOf(streams: readonly StreamEntry[], lcores: number): RunPlan {
+    const { mode, retry, retryDelay, retryNum, burst, txpkts, noisy = QUIET } = this.config;
+    const numbers = [...new Set(streams.flatMap(({ rxPort, txPort }) => [rxPort, txPort]))];
+    const ports = numbers.map((n): PortPlan => {
+      const port = this.#ports[n];
+      const { queue } = streams.find(({ rxPort, txPort }) => rxPort === n || txPort === n) as StreamEntry;
+      const spec = port.device.spec(queue % lcores, lcores);
+      const counters = counterBlock(PORT_SLOTS);
+      port.addCounters(counters);
+      return { id: n, kind: port.kind, spec, counters };
+    });
+    return {
+      ports,
+      streams: streams.map(({ rxPort, txPort, queue, counters }): StreamPlan => {
+        const local = Math.floor(queue / lcores);
+        return {
+          rxPort: numbers.indexOf(rxPort),
+          txPort: numbers.indexOf(txPort),
+          rxQueue: local,
+          txQueue: local,
+          peer: this.#peerOf(txPort),
+          own: this.#ports[txPort].mac,
+          counters,
+        };
+      }),
+      settings: { mode, burst, txpkts: [...txpkts], noisy },
+      retry: retry ? { delay: retryDelay, times: retryNum } : undefined,
+    };
+  }
+
+  /** Destination of what leaves a port. */
+  #peerOf(port: number): Uint8Array {
+    const mac = this.config.ethPeers.get(port);
+    if (mac === undefined) return Uint8Array.of(LOCAL_ADMIN, 0, 0, 0, 0, port);
+    return Uint8Array.from(mac.split(':'), (byte) => Number.parseInt(byte, 16));
+  }
+
+  async #addThread(): Promise<void> {
+    const { poll = 'adaptive', cpus = [], onFatal } = this.#options;
+    const window = this.#pool.acquire();
+    const own = cpus.length > 0 ? cpus[this.#threads.length % cpus.length] : [];
+    this.#threads.push(await ForwardThread.start({ cpus: own, poll, window }, onFatal));
+  }
+
+  async #tell(command: (thread: number) => Parameters<ForwardThread['tell']>[0]): Promise<void> {
+    await Promise.all(this.#running.map((thread, t) => thread.tell(command(t))));
+  }
+
+  async stop(): Promise<StreamStats[]> {
+    if (!this.#forwarding) throw new SwitchError('NOT_FORWARDING', 'nothing is forwarded');
+    await this.#tell(() => ({ type: 'stop' }));
+    this.#running = [];
+    for (const port of this.#ports) port.keepCounters();
+    this.#forwarding = false;
+    return this.streams();
+  }
+
+  streams(): StreamStats[] {
+    return this.#streams.map(({ rxPort, txPort, queue, counters }) => {
+      const at = new Float64Array(counters);
+      return {
+        ...{ rxPort, rxQueue: queue, txPort, txQueue: queue },
+        rxPackets: at[STREAM_SLOTS.rx_packets],
+        txPackets: at[STREAM_SLOTS.tx_packets],
+        txDropped: at[STREAM_SLOTS.tx_dropped],
+        txRetries: at[STREAM_SLOTS.tx_retries],
+        badIpChecksum: at[STREAM_SLOTS.bad_ip_checksum],
+        badL4Checksum: at[STREAM_SLOTS.bad_l4_checksum],
+      };
+    });
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    this.#forwarding = false;
+    await Promise.all(this.#threads.map((thread) => thread.end()));
+    for (const { device } of this.#ports) await device.close();
+  }
+}

@@ -1,0 +1,135 @@
+/**
+ * The entry of a forwarding thread: carries out the main thread's commands, and in between forwards.
+ */
+import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.ts';
+import type { DevicePort } from '../port/device-port.ts';
+import { pinThread } from '../sys/affinity.ts';
+import { drain, Epoll } from '../sys/eventfd.ts';
+import { RingStage } from '../virtio-net/ring-stage.ts';
+import { Forwarding } from './forwarding.ts';
+import { CONTROL_POSTED, type Command, type ForwardSetup, type Letter, type Report, type RunPlan } from './letters.ts';
+import { makePort } from './port-kinds.ts';
+import { Workshop } from './workshop.ts';
+
+/** Empty turns between two looks at the clock, and how long they go on before the thread sleeps. */
+const TURNS_PER_LOOK = 64;
+const IDLE_BEFORE_SLEEP_MS = 0.2;
+/** The longest sleep: time is looked at now and then. */
+const MAX_SLEEP_MS = 1000;
+
+const setup = workerData as ForwardSetup;
+const mailbox = parentPort as MessagePort;
+const control = new Int32Array(setup.control);
+const report = (message: Report) => mailbox.postMessage(message);
+const epoll = new Epoll();
+const ringStage = new RingStage();
+const windows: WindowViews[] = [];
+const addWindow = (window: WindowHandle): WindowViews => {
+  windows[window.id] ??= openWindow(window);
+  return windows[window.id];
+};
+const workshop = new Workshop(windows, addWindow(setup.window), ringStage.burst);
+
+let seen = 0;
+let ending = false;
+let prepared: Forwarding | undefined;
+/** what is forwarded now */
+let running: Forwarding | undefined;
+
+function prepare({ ports: plans, ...options }: RunPlan): Forwarding {
+  const ports: DevicePort[] = [];
+  try {
+    for (const { kind, id, counters, spec } of plans)
+      ports.push(makePort(kind, id, new Float64Array(counters), { ringStage, windows, addWindow }, spec));
+    const forwarding = new Forwarding(ports, workshop, options);
+    for (const fd of forwarding.eventFds) epoll.add(fd);
+    return forwarding;
+  } catch (error) {
+    for (const port of ports) port.close();
+    throw error;
+  }
+}
+
+function stop(): void {
+  running = undefined;
+  for (const fd of prepared?.eventFds ?? []) epoll.remove(fd);
+  prepared?.close();
+  prepared = undefined;
+}
+
+function carryOut(command: Command): void {
+  switch (command.type) {
+    case 'prepare':
+      prepared = prepare(command.plan);
+      if (command.flush) prepared.flush();
+      return;
+    case 'first':
+      prepared?.sendFirst(command.bursts);
+      return;
+    case 'go':
+      running = prepared;
+      return;
+    case 'stop':
+      stop();
+      return;
+    case 'end':
+      stop();
+      ending = true;
+      return;
+  }
+}
+
+/** Carries out what has been posted. A command that fails is answered with the error. */
+function readMail(): void {
+  seen = Atomics.load(control, CONTROL_POSTED);
+  for (let mail = receiveMessageOnPort(mailbox); mail !== undefined; mail = receiveMessageOnPort(mailbox)) {
+    const { number, command } = mail.message as Letter;
+    try {
+      carryOut(command);
+      report({ type: 'done', number });
+    } catch (error) {
+      report({ type: 'done', number, error: error as Error });
+    }
+  }
+}
+
+/** Sleeps until there is something to receive, or a command. */
+function sleep(): void {
+  const ms = running === undefined ? -1 : running.prepareSleep();
+  if (ms === 0 || Atomics.load(control, CONTROL_POSTED) !== seen) return;
+  epoll.wait(ms < 0 ? MAX_SLEEP_MS : ms);
+  drain(setup.wakeFd);
+}
+
+function run(): void {
+  let idleSince = 0;
+  let empty = 0;
+  while (!ending) {
+    if (Atomics.load(control, CONTROL_POSTED) !== seen) {
+      readMail();
+      continue;
+    }
+    if (running === undefined) {
+      sleep();
+      continue;
+    }
+    if (running.turn() > 0) {
+      empty = 0;
+      continue;
+    }
+    if (setup.poll === 'busy' || ++empty % TURNS_PER_LOOK !== 0) continue;
+    const now = performance.now();
+    if (empty === TURNS_PER_LOOK) idleSince = now;
+    if (now - idleSince < IDLE_BEFORE_SLEEP_MS) continue;
+    sleep();
+    empty = 0;
+  }
+}
+
+if (setup.cpus.length > 0) pinThread(setup.cpus);
+epoll.add(setup.wakeFd);
+report({ type: 'ready' });
+run();
+epoll.close();
+mailbox.close();

@@ -1,0 +1,91 @@
+/**
+ * What a forwarding thread does from start to stop: ports, streams between them, and one turn of work. It does not know of threads.
+ */
+import type { DevicePort } from '../port/device-port.ts';
+import type { Mode, ModeSettings } from './modes/mode.ts';
+import { MODES } from './modes/table.ts';
+import { type Retry, Stream, type StreamPlan } from './stream.ts';
+import type { Workshop } from './workshop.ts';
+
+/** Turns with something to do after which ports may send what they hold back: about 100 µs. */
+const TURNS_PER_DRAIN = 64;
+/** Bursts of a queue that are thrown away at the start; what comes faster than that is forwarded. */
+const MAX_FLUSHED = 2048;
+
+/** What all of a thread's streams have in common. */
+export interface ForwardingOptions {
+  readonly streams: readonly StreamPlan[];
+  readonly settings: ModeSettings;
+  readonly retry: Retry | undefined;
+}
+
+export class Forwarding {
+  readonly #ports: readonly DevicePort[];
+  readonly #streams: readonly Stream[];
+  readonly #modes: readonly Mode[];
+  readonly #first: () => readonly Mode[];
+  /** every port says by an eventfd when something comes */
+  readonly #allWake: boolean;
+  readonly #generates: boolean;
+  #turns = 0;
+
+  /** The ports are its own from now on. They share the workshop's burst. */
+  constructor(ports: readonly DevicePort[], workshop: Workshop, { streams, settings, retry }: ForwardingOptions) {
+    const { burst } = workshop;
+    this.#ports = ports;
+    workshop.reset();
+    burst.limit = settings.burst;
+    this.#streams = streams.map((plan) => new Stream(plan, ports, burst, retry));
+    this.#modes = this.#streams.map((stream) => MODES[settings.mode](stream, workshop, settings));
+    this.#first = () => this.#streams.map((stream) => MODES.txonly(stream, workshop, settings));
+    this.#generates = settings.mode === 'txonly' || settings.mode === 'flowgen';
+    this.#allWake = ports.every(({ eventFds }) => eventFds.length > 0);
+  }
+
+  /** What becomes readable when there is something to do. */
+  get eventFds(): number[] {
+    return this.#ports.flatMap(({ eventFds }) => eventFds);
+  }
+
+  /** Throws away what has arrived so far: it is not this run's. */
+  flush(): void {
+    for (const { rx, plan } of this.#streams)
+      for (let n = 0; n < MAX_FLUSHED && rx.receive(plan.rxQueue) > 0; n++) rx.complete(plan.rxQueue);
+  }
+
+  /** Sends `bursts` bursts on every stream, as txonly does. */
+  sendFirst(bursts: number): void {
+    const modes = this.#first();
+    for (let n = 0; n < bursts; n++) for (const mode of modes) mode.turn();
+    for (const port of this.#ports) port.drain();
+  }
+
+  /** One turn of every stream. @returns packets received or sent */
+  turn(): number {
+    const modes = this.#modes;
+    let packets = 0;
+    for (let i = 0; i < modes.length; i++) packets += modes[i].turn();
+    if (packets === 0 || ++this.#turns % TURNS_PER_DRAIN === 0) this.#drain();
+    return packets;
+  }
+
+  #drain(): void {
+    const ports = this.#ports;
+    for (let i = 0; i < ports.length; i++) ports[i].drain();
+  }
+
+  /** Before the thread sleeps. @returns ms that it may sleep: 0 if there is something to do, −1 until an eventfd wakes it */
+  prepareSleep(): number {
+    if (this.#generates && this.#ports.some(({ canTransmit }) => canTransmit)) return 0;
+    for (const port of this.#ports) if (!port.prepareSleep()) return 0;
+    return this.#allWake ? -1 : 1;
+  }
+
+  /** Closes the ports. */
+  close(): void {
+    for (const port of this.#ports) {
+      port.drain();
+      port.close();
+    }
+  }
+}

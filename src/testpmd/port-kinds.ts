@@ -1,0 +1,71 @@
+/**
+ * The kinds of ports that testpmd has: how each is opened on the main thread, and what a forwarding thread makes of it.
+ */
+import { ConfigError } from '../errors.ts';
+import type { WindowHandle, WindowPool, WindowViews } from '../mem/window.ts';
+import type { DevicePort, DeviceTools, OpenedDevice } from '../port/device-port.ts';
+import type { VirtioUserSpec } from '../port/user-pair.ts';
+import type { Vdev, VdevOf } from '../port/vdev.ts';
+import { virtioUserArgs } from '../port/virtio-user-args.ts';
+import { VirtioUserDevice } from '../port/virtio-user-device.ts';
+import { VirtioUserPort } from '../port/virtio-user-port.ts';
+
+/** A port as the engine has it. */
+export interface TestPort extends OpenedDevice<unknown> {
+  /** receive and transmit queues that it has */
+  readonly queues?: number;
+  /** descriptors of each */
+  readonly queueSize?: number;
+  /** Uses its first `n` queues, while no thread has a port of it; 0: none, the port is stopped. */
+  usePairs?(n: number): Promise<void>;
+}
+
+/** What opening a port takes. */
+export interface OpenTools {
+  readonly pool: WindowPool;
+  /** Hears what there is to wait for. */
+  readonly onWait: (text: string) => void;
+  /** Ends the waiting: opening is given up. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What making a port takes beside what all ports of a thread share. */
+export interface MakeTools extends DeviceTools {
+  addWindow(window: WindowHandle): WindowViews;
+}
+
+interface PortKind<Kind extends Vdev['kind']> {
+  open(vdev: VdevOf<Kind>, tools: OpenTools): Promise<TestPort>;
+  make(id: number, counters: Float64Array, tools: MakeTools, spec: unknown): DevicePort;
+}
+
+const KINDS: { readonly [Kind in Vdev['kind']]?: PortKind<Kind> } = {
+  net_virtio_user: {
+    open: (vdev, tools) => VirtioUserDevice.open(virtioUserArgs(vdev), tools),
+    make(id, counters, tools, spec) {
+      const user = spec as VirtioUserSpec;
+      return new VirtioUserPort(id, counters, tools, user, tools.addWindow(user.window));
+    },
+  },
+};
+
+/** Throws ConfigError for a kind that there is not, and what the kind's own opening throws. */
+export function openPort(vdev: Vdev, tools: OpenTools): Promise<TestPort> {
+  const kind = KINDS[vdev.kind] as PortKind<Vdev['kind']> | undefined;
+  if (kind === undefined) {
+    const problem = `there are no ${vdev.kind} ports here; there are ${Object.keys(KINDS).join(', ')}`;
+    throw new ConfigError('CONFIG_INVALID_VALUE', '--vdev', problem, { value: vdev.name });
+  }
+  return kind.open(vdev, tools);
+}
+
+/** On the thread that uses the port. */
+export function makePort(
+  kind: Vdev['kind'],
+  id: number,
+  counters: Float64Array,
+  tools: MakeTools,
+  spec: unknown,
+): DevicePort {
+  return KINDS[kind]!.make(id, counters, tools, spec);
+}

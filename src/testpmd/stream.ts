@@ -1,0 +1,107 @@
+/**
+ * A forwarding stream, on the thread that moves its packets: from one port's receive queue to one port's transmit queue.
+ */
+import type { DevicePort } from '../port/device-port.ts';
+import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
+
+/** Places of a stream's counters. */
+export const STREAM_SLOTS = {
+  rx_packets: 0,
+  tx_packets: 1,
+  tx_dropped: 2,
+  tx_retries: 3,
+  bad_ip_checksum: 4,
+  bad_l4_checksum: 5,
+} as const;
+const STREAM_COUNTERS = 6;
+export const streamCounters = () => new SharedArrayBuffer(8 * STREAM_COUNTERS);
+
+/** The document's wait and retry: after so many µs what was not taken is offered again, so many times at most. */
+export interface Retry {
+  /** µs */
+  readonly delay: number;
+  readonly times: number;
+}
+
+/** What a stream is, in plain values. */
+export interface StreamPlan {
+  /** by number in the thread's ports */
+  readonly rxPort: number;
+  readonly txPort: number;
+  /** of the thread's queues of these ports */
+  readonly rxQueue: number;
+  readonly txQueue: number;
+  /** addresses that frames get: of the peer behind the transmitting port, and of that port */
+  readonly peer: Uint8Array;
+  readonly own: Uint8Array;
+  /** STREAM_SLOTS */
+  readonly counters: SharedArrayBuffer;
+}
+
+const US_PER_MS = 1000;
+
+/** Lets `us` microseconds pass without giving the CPU away. */
+function spin(us: number): void {
+  const until = performance.now() + us / US_PER_MS;
+  while (performance.now() < until);
+}
+
+/** All packets of a burst, in order. */
+const ALL = Int32Array.from({ length: BURST_SIZE }, (_, i) => i);
+
+export class Stream {
+  readonly plan: StreamPlan;
+  readonly rx: DevicePort;
+  readonly tx: DevicePort;
+  readonly burst: Burst;
+  readonly counters: Float64Array;
+  readonly #rxQueue: number;
+  readonly #txQueue: number;
+  readonly #retry: Retry | undefined;
+
+  constructor(plan: StreamPlan, ports: readonly DevicePort[], burst: Burst, retry: Retry | undefined) {
+    this.plan = plan;
+    this.rx = ports[plan.rxPort];
+    this.tx = ports[plan.txPort];
+    this.burst = burst;
+    this.counters = new Float64Array(plan.counters);
+    this.#rxQueue = plan.rxQueue;
+    this.#txQueue = plan.txQueue;
+    this.#retry = retry;
+  }
+
+  /** The burst becomes what has arrived. @returns packets; if there are any, `complete` must follow */
+  receive(): number {
+    const n = this.rx.receive(this.#rxQueue);
+    if (n > 0) this.counters[STREAM_SLOTS.rx_packets] += n;
+    return n;
+  }
+
+  complete(): void {
+    this.rx.complete(this.#rxQueue);
+  }
+
+  /** Sends the whole burst. @returns packets sent, from the first on */
+  sendAll(): number {
+    return this.send(ALL, this.burst.count);
+  }
+
+  /** Sends packets list[0] … list[n − 1]; with retry what is not taken is offered again. @returns packets sent, from the first on */
+  send(list: Int32Array, n: number): number {
+    if (n === 0) return 0;
+    const { tx, counters } = this;
+    if (tx.txQueue !== undefined) tx.txQueue = this.#txQueue;
+    let sent = tx.transmit(list, 0, n);
+    if (sent < n && this.#retry !== undefined) {
+      const { delay, times } = this.#retry;
+      for (let retry = 0; sent < n && retry < times; retry++) {
+        spin(delay);
+        counters[STREAM_SLOTS.tx_retries]++;
+        sent += tx.transmit(list, sent, n);
+      }
+    }
+    counters[STREAM_SLOTS.tx_packets] += sent;
+    counters[STREAM_SLOTS.tx_dropped] += n - sent;
+    return sent;
+  }
+}
