@@ -67,7 +67,7 @@ export class NullPort implements DevicePort {
     this.queues = spec.noRx ? 0 : 1;
     this.#views = tools.windows[spec.window.id];
     this.#stride = strideOf(spec.size);
-    this.#copy = new BurstCopy(tools, this.#views);
+    this.#copy = new BurstCopy({ burst: tools.ringStage.burst, windows: tools.windows }, this.#views);
     this.#sent = new Sent(counters, tools.ringStage.burst);
   }
 

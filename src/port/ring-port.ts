@@ -89,7 +89,7 @@ export class RingPort implements DevicePort {
     this.#views = tools.windows[window.id];
     this.#off = off;
     this.#words = new Int32Array(shared);
-    this.#copy = new BurstCopy(tools, this.#views);
+    this.#copy = new BurstCopy({ burst: tools.ringStage.burst, windows: tools.windows }, this.#views);
     this.#sent = new Sent(counters, tools.ringStage.burst);
     const { header } = tools.ringStage.burst;
     this.#headers = new Int32Array(header.buffer, header.byteOffset, header.byteLength / 4);
