@@ -379,6 +379,8 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
           `${name}: using ${text} takes the rights CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF: run as root, or with ` +
             `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF in the systemd unit (${error.message})`,
         );
+      case 'ENODEV':
+        return new SwitchError('UPLINK_NO_INTERFACE', `${name}: ${text} was removed meanwhile (${error.message})`);
       case 'ENOBUFS':
         return new SwitchError(
           'UPLINK_NO_RIGHTS',
