@@ -2,21 +2,12 @@
  * The command line of vhost-switch, `[EAL options] -- [application options]`, resolved to plain values, and its help.
  * Nothing here touches files, sockets or CPUs.
  */
+import { type PortRequest, portName } from '../control/uplinks.ts';
 import { ConfigError } from '../errors.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
-import {
-  FLAG,
-  fold,
-  formatHelp,
-  givenValue,
-  notesOn,
-  type Option,
-  optionName,
-  type Parsed,
-  parseOptions,
-  refuseLater,
-} from './options.ts';
+import { FLAG, fold, formatHelp, givenValue, notesOn, type Option, optionName, refuseLater } from './options.ts';
 import { resolveSwitch, SWITCH, type SwitchSettings } from './switch-options.ts';
+import { takeApart } from './two-sides.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */
 export interface CommandLine extends EalSettings, SwitchSettings {
@@ -43,12 +34,13 @@ const SWITCH_ROWS: readonly Option[] = Object.values(SWITCH);
  * Throws ConfigError: unknown options and invalid values first, then contradictions, then options of later versions.
  */
 export function parseCommandLine(argv: readonly string[]): CommandLine {
-  const { given, words } = takeApart(argv);
+  const { given, words } = takeApart(argv, { common: COMMON_ROWS, eal: EAL_ROWS, app: SWITCH_ROWS });
   const help = givenValue(given, COMMON.help) ?? false;
   const version = givenValue(given, COMMON.version) ?? false;
   if (help || version) return { ...parseCommandLine([]), help, version };
   const eal = resolveEal(given);
   const app = resolveSwitch(given);
+  checkEnabled(app.enabledPorts, eal.ports.length);
   refuseLater(given);
   return {
     help,
@@ -57,40 +49,24 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
     ...eal,
     ...app,
     ignored: [...eal.ignored, ...words],
-    notes: [...eal.notes, ...notesOn(given)],
+    notes: [...eal.notes, ...notesOn(given), ...unusedPorts(eal.ports, app.enabledPorts)],
   };
 }
 
-/** Stray words left of `--` are kept, as in DPDK; elsewhere they are errors. */
-function takeApart(argv: readonly string[]): Parsed {
-  const split = argv.indexOf('--');
-  if (split < 0) {
-    const both = parseOptions([...COMMON_ROWS, ...EAL_ROWS, ...SWITCH_ROWS], argv);
-    refuseWords(both.words);
-    return both;
-  }
-  const left = parseSide(EAL_ROWS, argv.slice(0, split), SWITCH_ROWS, 'right');
-  const right = parseSide(SWITCH_ROWS, argv.slice(split + 1), EAL_ROWS, 'left');
-  refuseWords(right.words);
-  return { given: [...left.given, ...right.given], words: left.words };
+/** -p may only choose from the ports that there are. */
+function checkEnabled(enabled: readonly number[], ports: number): void {
+  const wrong = enabled.find((port) => port >= ports);
+  if (wrong === undefined) return;
+  const count = ports === 0 ? 'there is no port; name one with --vdev or -a' : `the last port is ${ports - 1}`;
+  throw new ConfigError('CONFIG_INVALID_VALUE', '-p', `enables port ${wrong}, but ${count}`);
 }
 
-function refuseWords(words: readonly string[]): void {
-  if (words.length > 0) throw new ConfigError('CONFIG_UNEXPECTED_WORD', words[0], 'belongs to no option');
-}
-
-/** Parses one side of the `--`; an option of the other side's table is an error that says so. */
-function parseSide(table: readonly Option[], args: readonly string[], other: readonly Option[], side: string): Parsed {
-  try {
-    return parseOptions([...COMMON_ROWS, ...table], args);
-  } catch (error) {
-    const misplaced =
-      error instanceof ConfigError &&
-      error.code === 'CONFIG_UNKNOWN_OPTION' &&
-      other.some((row) => error.option === `-${row.short}` || error.option === `--${row.long}`);
-    if (misplaced) throw new ConfigError('CONFIG_UNKNOWN_OPTION', error.option, `belongs to the ${side} of --`);
-    throw error;
-  }
+function unusedPorts(ports: readonly PortRequest[], enabled: readonly number[]): string[] {
+  return ports.flatMap((request, port) =>
+    enabled.includes(port)
+      ? []
+      : [`${portName(request)} is not used: -p 0x${(2 ** port).toString(16)} makes it the uplink`],
+  );
 }
 
 /** The help of vhost-switch: at most 100 columns, with a final newline. */

@@ -2,8 +2,13 @@
  * The options DPDK's environment layer (EAL) takes, so that command lines written for DPDK work here. Only the choice of cores and of
  * devices has a meaning; the rest is accepted and reported as ignored. Whether the CPUs exist is left to the caller.
  */
+
+import type { PortRequest } from '../control/uplinks.ts';
 import { ConfigError } from '../errors.ts';
+import type { PciRequest } from '../port/pci-interface.ts';
+import { parseVdevs } from '../port/vdev.ts';
 import {
+  allValues,
   FLAG,
   faultOf,
   type Given,
@@ -31,6 +36,8 @@ export interface Cores {
 /** What the EAL options say. Without core options `cores` is absent, and the caller chooses. */
 export interface EalSettings {
   readonly cores?: Cores;
+  /** the ports that -p chooses from, by number: first the cards of -a, then the devices of --vdev */
+  readonly ports: readonly PortRequest[];
   /** Options without a meaning here, as they were given. */
   readonly ignored: readonly string[];
   readonly notes: readonly string[];
@@ -95,8 +102,6 @@ function parseCoreMap(text: string): LcoreCpus[] | undefined {
   return [...cpusOf].map(([lcore, cpus]) => ({ lcore, cpus })).sort((a, b) => a.lcore - b.lcore);
 }
 
-const UPLINKS_LATER = 'uplink ports are not in this version yet';
-
 /** The EAL options that mean something here. */
 export const EAL = {
   coreMask: { short: 'c', value: 'COREMASK', type: CORE_MASK, help: 'cores to run on' },
@@ -113,8 +118,7 @@ export const EAL = {
     value: 'NAME[,KEY=VALUE]',
     type: TEXT,
     repeats: true,
-    help: 'virtual device to use as an uplink',
-    later: `${UPLINKS_LATER}; leave --vdev out to switch between guests only`,
+    help: 'virtual device, such as net_af_packet0,iface=eth1: a port that -p may make the uplink',
   },
   allow: {
     short: 'a',
@@ -122,8 +126,7 @@ export const EAL = {
     value: 'DEVICE',
     type: TEXT,
     repeats: true,
-    help: 'device to use as an uplink; not together with -b',
-    later: `${UPLINKS_LATER}; leave -a out to switch between guests only`,
+    help: 'network card by its PCI address: a port that -p may make the uplink; not together with -b',
   },
   showVersion: { short: 'v', type: FLAG, help: 'show the version at start' },
 } satisfies Record<string, Option>;
@@ -186,7 +189,22 @@ export function resolveEal(given: readonly Given[]): EalSettings {
     throw faultOf(blocked, 'CONFIG_CONFLICT', 'devices are either allowed (-a) or blocked (-b), not both');
   }
   const ignored = given.filter((one) => EAL_IGNORED.includes(one.row)).map(spell);
-  return { ...resolveCores(given), ignored };
+  const { notes, ...cores } = resolveCores(given);
+  const vdevs = parseVdevs(allValues(given, EAL.vdev));
+  const ports = [...allValues(given, EAL.allow).map(allowedCard), ...vdevs];
+  return { ...cores, ports, ignored, notes: [...notes, ...vdevs.flatMap((vdev) => vdev.notes)] };
+}
+
+/** A card as -a names it, leading zeros left out or not; what may follow its address is meant for DPDK's drivers. */
+function allowedCard(text: string): PciRequest {
+  const form = /^(?:([0-9a-f]{1,8}):)?([0-9a-f]{1,2}):([0-9a-f]{1,2})\.([0-7])(?:,.*)?$/i;
+  const [, domain = '', bus, device, part] = form.exec(text) ?? [];
+  if (bus === undefined) {
+    const range = 'a PCI address, for example 0000:03:00.0';
+    throw new ConfigError('CONFIG_INVALID_VALUE', '--allow', `is none; valid: ${range}`, { value: text, range });
+  }
+  const address = `${domain.padStart(4, '0')}:${bus.padStart(2, '0')}:${device.padStart(2, '0')}.${part}`;
+  return { kind: 'pci', address: address.toLowerCase() };
 }
 
 function resolveCores(given: readonly Given[]): { cores?: Cores; notes: string[] } {

@@ -3,14 +3,9 @@
  * The grammar is that of getopt_long. What an option means, and what it conflicts with, is not decided here.
  */
 import { ConfigError, type ConfigErrorCode } from '../errors.ts';
+import { nearestName, TEXT, type ValueType } from '../port/text-values.ts';
 
-/** How the text of a value is read. */
-export interface ValueType<T> {
-  /** The valid values, in words, for help and errors. */
-  readonly range: string;
-  /** The value, or undefined when the text is not valid. */
-  readonly parse: (text: string) => T | undefined;
-}
+export { choice, integer, ON_OFF, TEXT, type ValueType } from '../port/text-values.ts';
 
 /** One row of an option table: at least one of `long` and `short` is given. */
 export interface Option<T = unknown> {
@@ -55,32 +50,6 @@ export interface Parsed {
 
 /** Value of an option without a placeholder. */
 export const FLAG: ValueType<boolean> = { range: '', parse: () => true };
-
-/** Any text but the empty one. */
-export const TEXT: ValueType<string> = { range: 'any text', parse: (text) => text || undefined };
-
-/** Whole decimal numbers from `min` to `max`. */
-export function integer(min: number, max: number): ValueType<number> {
-  const parse = (text: string) => {
-    const value = Number(text);
-    return /^\d+$/.test(text) && value >= min && value <= max ? value : undefined;
-  };
-  return { range: `${min}..${max}`, parse };
-}
-
-/** The numbers 0 and 1 as a switch. */
-export const ON_OFF: ValueType<boolean> = {
-  range: '0|1',
-  parse: (text) => {
-    const value = integer(0, 1).parse(text);
-    return value === undefined ? undefined : value === 1;
-  },
-};
-
-/** One of some words. */
-export function choice<T extends string>(...words: readonly T[]): ValueType<T> {
-  return { range: words.join('|'), parse: (text) => words.find((word) => word === text) };
-}
 
 /** A hexadecimal mask, with or without 0x, of at least one bit below `limit`: the numbers of its bits, ascending. */
 export function hexMask(limit: number): ValueType<readonly number[]> {
@@ -169,21 +138,8 @@ function findLong(table: readonly Option[], typed: string): Option {
     throw new ConfigError('CONFIG_AMBIGUOUS_OPTION', `--${typed}`, problem);
   }
   const names = table.flatMap((row) => row.long ?? []);
-  const nearest = names.reduce((best, name) => (distance(typed, name) < distance(typed, best) ? name : best));
+  const nearest = nearestName(typed, names);
   throw new ConfigError('CONFIG_UNKNOWN_OPTION', `--${typed}`, `unknown option; the nearest is --${nearest}`);
-}
-
-/** Levenshtein distance: how many letters to insert, remove or change. */
-function distance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
-  for (let i = 1; i <= a.length; i++) {
-    const above = row;
-    row = [i];
-    for (let j = 1; j <= b.length; j++) {
-      row.push(Math.min(above[j] + 1, row[j - 1] + 1, above[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1)));
-    }
-  }
-  return row[b.length];
 }
 
 /** All values given for an option, in order. */

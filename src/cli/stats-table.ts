@@ -1,6 +1,7 @@
 /**
  * The sample program's statistics: what `--stats N` prints every N seconds.
  */
+import type { UplinkInfo } from '../control/uplinks.ts';
 import type { DeviceInfo } from '../control/vhost-switch.ts';
 import { type PortCounter, rxDropped, txDropped } from '../stats/counters.ts';
 
@@ -11,27 +12,37 @@ const row = (label: string, value: number) => `${`${label}:`.padEnd(24)}${value}
 /** Counters that name a drop and are not zero. */
 function drops(counters: Record<PortCounter, number>): string[] {
   return Object.entries(counters)
-    .filter(([name, value]) => /_drop_|_fault_|_refused|_failed/.test(name) && value > 0)
+    .filter(([name, value]) => /_drop_|_fault_|_refused|_failed|_missed/.test(name) && value > 0)
     .map(([name, value]) => row(`  ${name}`, value));
 }
 
-/** The whole table; it clears the screen first where there is one. */
-export function statsTable(devices: readonly DeviceInfo[], screen: boolean): string {
+const heading = (what: string) => `Statistics for ${what} `.padEnd(54, '-');
+
+/** What goes into the switch at a port, and what comes out of it there: a guest sends the one, an uplink the other. */
+function rows(counters: Record<PortCounter, number>, into: string, out: string): string[] {
+  const txLost = txDropped(counters);
+  const rxLost = rxDropped(counters);
+  return [
+    row(`${into} total`, counters.tx_packets),
+    row(`${into} dropped`, txLost),
+    row(`${into} successful`, counters.tx_packets - txLost),
+    row(`${out} total`, counters.rx_packets + rxLost),
+    row(`${out} dropped`, rxLost),
+    row(`${out} successful`, counters.rx_packets),
+    ...drops(counters),
+  ];
+}
+
+/** The whole table; it clears the screen first where there is one. Of uplinks RX is what came from the network. */
+export function statsTable(
+  devices: readonly DeviceInfo[],
+  screen: boolean,
+  uplinks: readonly Pick<UplinkInfo, 'name' | 'counters'>[] = [],
+): string {
   const lines = [`${screen ? CLEAR_SCREEN : ''}Device statistics ====================================`];
-  for (const { id, counters } of devices) {
-    const txLost = txDropped(counters);
-    const rxLost = rxDropped(counters);
-    lines.push(
-      `Statistics for device ${id} ------------------------------`,
-      row('TX total', counters.tx_packets),
-      row('TX dropped', txLost),
-      row('TX successful', counters.tx_packets - txLost),
-      row('RX total', counters.rx_packets + rxLost),
-      row('RX dropped', rxLost),
-      row('RX successful', counters.rx_packets),
-      ...drops(counters),
-    );
-  }
+  for (const { id, counters } of devices)
+    lines.push(`Statistics for device ${id} ------------------------------`, ...rows(counters, 'TX', 'RX'));
+  for (const { name, counters } of uplinks) lines.push(heading(`uplink ${name}`), ...rows(counters, 'RX', 'TX'));
   lines.push('======================================================', '');
   return lines.join('\n');
 }

@@ -56,6 +56,8 @@ export interface SwitchSettings {
   /** Name or number of the sockets' group; absent = unchanged. */
   readonly socketGroup?: string | number;
   readonly maxDevices: number;
+  /** The numbers of the ports to use as uplinks. */
+  readonly enabledPorts: readonly number[];
 }
 
 const INT32_MAX = 2147483647;
@@ -179,14 +181,13 @@ export const SWITCH = {
     short: 'p',
     value: 'PORTMASK',
     type: hexMask(MAX_PORTS),
-    help: 'port to use as the uplink',
-    later: `${UPLINKS_LATER}; leave -p out to switch between guests only`,
+    help: 'port to use as the uplink: bit 0 is the first of -a and --vdev; none without -p',
   },
   promiscuous: {
     short: 'P',
     type: FLAG,
-    help: 'uplink in promiscuous mode',
-    later: `${UPLINKS_LATER}; leave -P out to switch between guests only`,
+    help: 'uplink in promiscuous mode, which it always is',
+    note: 'the uplink always takes frames to all addresses: those of guests are none of its own',
   },
   vlanStrip: {
     ...setting('vlan-strip', '0|1', ON_OFF, '1', 'strip the VLAN tags of frames from the uplink'),
@@ -313,6 +314,7 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
     ...(owner === undefined ? {} : { socketOwner: owner }),
     ...(group === undefined ? {} : { socketGroup: group }),
     maxDevices: valueOrDefault(given, SWITCH.maxDevices),
+    enabledPorts: givenValue(given, SWITCH.portMask) ?? [],
   };
 }
 

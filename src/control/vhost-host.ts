@@ -62,7 +62,7 @@ class HostPorts extends PortTable implements NetDatapath {
   onInject: (port: VhostPort, frame: Uint8Array) => void = () => {};
 
   inject(id: number, frame: Uint8Array): void {
-    const port = this.ports[id];
+    const port = this.guest(id);
     if (port !== undefined) this.onInject(port, frame.slice());
   }
 }
@@ -80,7 +80,7 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
     this.#options = options;
     this.#table = new HostPorts(options.maxDevices ?? 64, new Caller(new Int32Array(1), 0), this.#pool.acquire(), {
       onFault: (id, vring, fault) => {
-        const port = this.#table.ports[id];
+        const port = this.#table.guest(id);
         if (port !== undefined) this.emit('fault', port, vring, FAULTS[fault].text);
       },
       onMiss: () => {},
@@ -107,7 +107,7 @@ export class VhostHost extends EventEmitter<VhostHostEvents> {
     const id = this.#table.ports.indexOf(undefined);
     if (id < 0) return undefined;
     this.#table.addPort(id, counterBlock(PORT_SLOTS));
-    const port = this.#table.ports[id] as VhostPort;
+    const port = this.#table.guest(id) as VhostPort;
     const device: NetDevice = new NetDevice(this.#deviceOptions(id), this.#pool, this.#table, {
       onReady: () => this.emit('ready', port),
       onStopped: () => this.emit('stopped', port),

@@ -6,8 +6,9 @@
  * that it had begun before the command.
  */
 import type { WindowHandle } from '../mem/window.ts';
-import type { SharedSwitchState } from '../switch/classify.ts';
-import type { SwitchConfig } from '../switch/switch-config.ts';
+import type { DeviceRecipe } from '../port/devices.ts';
+import type { SharedSwitchState } from '../switch/learner.ts';
+import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 
 /** Words of the control block. */
@@ -17,7 +18,19 @@ export const CONTROL_CALLING = 1;
 export const CONTROL_WORDS = 2;
 
 export type Command =
-  | { readonly type: 'addPort'; readonly port: number; readonly counters: SharedArrayBuffer }
+  | {
+      readonly type: 'addPort';
+      readonly port: number;
+      readonly counters: SharedArrayBuffer;
+      readonly vlan: PortVlan | undefined;
+    }
+  /** a port that is no guest */
+  | {
+      readonly type: 'addDevice';
+      readonly port: number;
+      readonly counters: SharedArrayBuffer;
+      readonly recipe: DeviceRecipe;
+    }
   | { readonly type: 'removePort'; readonly port: number }
   | { readonly type: 'setMemory'; readonly port: number; readonly memory: PackedMemory }
   | {

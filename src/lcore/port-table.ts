@@ -1,7 +1,11 @@
 /**
- * The vhost ports of one thread, by number, and the scratch they share.
+ * The ports of one thread, by number, and the scratch they share: the guests' vhost ports, and others, such as uplinks.
  */
 import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.ts';
+import type { DevicePort } from '../port/device-port.ts';
+import { createDevice, type DeviceRecipe } from '../port/devices.ts';
+import type { Port } from '../port/port.ts';
+import { RxRetry } from '../port/rx-retry.ts';
 import { type PortTools, VhostPort } from '../port/vhost-port.ts';
 import { counterBlock, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
@@ -18,8 +22,14 @@ export interface RingEvents {
   onMiss(port: number, vring: number, iova: number, write: boolean): void;
 }
 
-/** A transmit queue that is polled. */
+/** A queue that is polled for what a port brings: a guest's transmit queue, another port's receive queue. */
 export interface PolledQueue {
+  readonly port: Port;
+  readonly queue: number;
+}
+
+/** A guest's transmit queue. */
+interface GuestQueue {
   readonly port: VhostPort;
   readonly queue: number;
 }
@@ -30,9 +40,14 @@ const BOUNCE_BYTES = 2 ** 20;
 
 export class PortTable {
   /** by port number */
-  readonly ports: (VhostPort | undefined)[];
-  /** the transmit queues in use, by port and number */
+  readonly ports: (Port | undefined)[];
+  /** the queues in use, by port and number */
   polled: readonly PolledQueue[] = [];
+  /** the guests among the ports, and of the queues those of guests */
+  guests: readonly VhostPort[] = [];
+  guestQueues: readonly GuestQueue[] = [];
+  /** the ports that are no guests */
+  devices: readonly DevicePort[] = [];
   readonly #ringStage = new RingStage();
   /** what the ports receive and transmit */
   readonly burst = this.#ringStage.burst;
@@ -40,30 +55,66 @@ export class PortTable {
   readonly windows: WindowViews[] = [];
   readonly #tools: PortTools;
 
-  /** Port numbers are below `maxPorts`. `caller` signals the guests. `bounce`: a window of the thread's own, from BOUNCE_OFF on. */
-  constructor(maxPorts: number, caller: Caller, bounce: WindowHandle, { onFault, onMiss }: RingEvents) {
+  /**
+   * Port numbers are below `maxPorts`. `caller` signals the guests. `bounce`: a window of the thread's own, from BOUNCE_OFF on.
+   * @param retry patience with full receive rings; by default there is none
+   */
+  constructor(
+    maxPorts: number,
+    caller: Caller,
+    bounce: WindowHandle,
+    { onFault, onMiss }: RingEvents,
+    retry = new RxRetry(),
+  ) {
     const { windows } = this;
     const ringStage = this.#ringStage;
     this.ports = Array(maxPorts).fill(undefined);
     const offload = new OffloadStage(this.addWindow(bounce), BOUNCE_OFF, BOUNCE_BYTES);
-    this.#tools = { ringStage, windows, caller, enqueuer: new Enqueuer(ringStage, offload, windows), onFault, onMiss };
+    const enqueuer = new Enqueuer(ringStage, offload, windows);
+    this.#tools = { ringStage, windows, caller, retry, enqueuer, onFault, onMiss };
   }
 
   addPort(id: number, counters: SharedArrayBuffer): void {
     this.#set(id, new VhostPort(id, new Float64Array(counters), this.#tools));
   }
 
+  /** A port that is no guest. @returns it */
+  addDevice(id: number, counters: SharedArrayBuffer, recipe: DeviceRecipe): DevicePort {
+    for (const window of recipe.spec.windows) this.addWindow(window);
+    const port = createDevice(id, new Float64Array(counters), recipe, this.#tools);
+    this.devices = [...this.devices, port];
+    this.#set(id, port);
+    return port;
+  }
+
+  /** Closes the port if it is no guest's. */
   removePort(id: number): void {
+    this.device(id)?.close();
+    this.devices = this.devices.filter((port) => port.id !== id);
     this.#set(id, undefined);
   }
 
-  #set(id: number, port: VhostPort | undefined): void {
+  /** Port `id` if it is a guest's. */
+  guest(id: number): VhostPort | undefined {
+    const port = this.ports[id];
+    return port instanceof VhostPort ? port : undefined;
+  }
+
+  /** Port `id` if it is no guest's. */
+  device(id: number): DevicePort | undefined {
+    return this.devices.find((port) => port.id === id);
+  }
+
+  #set(id: number, port: Port | undefined): void {
     this.ports[id] = port;
+    this.guests = this.ports.filter((one) => one instanceof VhostPort);
     this.#choosePolled();
   }
 
   #choosePolled(): void {
-    this.polled = this.ports.flatMap((port) => port?.txQueues.map((queue) => ({ port, queue })) ?? []);
+    this.guestQueues = this.guests.flatMap((port) => port.txQueues.map((queue) => ({ port, queue })));
+    const others = this.devices.flatMap((port) => Array.from({ length: port.queues }, (_, queue) => ({ port, queue })));
+    this.polled = [...this.guestQueues, ...others];
   }
 
   /** Makes a window known that no port brings along. */
@@ -104,8 +155,8 @@ export class PortTable {
   }
 
   #port(id: number): VhostPort {
-    const port = this.ports[id];
-    if (port === undefined) throw new RangeError(`no port ${id} on this lcore`);
+    const port = this.guest(id);
+    if (port === undefined) throw new RangeError(`no port ${id} of a guest on this lcore`);
     return port;
   }
 }

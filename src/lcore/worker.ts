@@ -24,6 +24,8 @@ const IDLE_BEFORE_SLEEP_MS = 0.2;
 const MAX_SLEEP_MS = 1000;
 /** The longest sleep while a guest's rings have no kick eventfd: it waits for us as long. */
 const MAX_NAP_MS = 1;
+/** Rounds with work after which what ports hold back is sent: about 100 µs. */
+const BUSY_ROUNDS_PER_DRAIN = 32;
 /** Looks at the clock while busy: a burst takes a few microseconds. */
 const BUSY_ROUNDS_PER_LOOK = 4096;
 
@@ -61,9 +63,15 @@ function watchKick(port: number, vring: number, fd: number | undefined): void {
 function carryOut(command: Command): Answer {
   switch (command.type) {
     case 'addPort':
-      lcore.addPort(command.port, command.counters);
+      lcore.addPort(command.port, command.counters, command.vlan);
       return undefined;
+    case 'addDevice': {
+      const { eventFds } = lcore.addDevice(command.port, command.counters, command.recipe);
+      for (const fd of eventFds) epoll.add(fd);
+      return undefined;
+    }
     case 'removePort':
+      for (const fd of lcore.device(command.port)?.eventFds ?? []) epoll.remove(fd);
       lcore.removePort(command.port);
       return undefined;
     case 'setMemory':
@@ -136,9 +144,11 @@ function run(): void {
     if (Atomics.load(control, CONTROL_POSTED) !== seen) readMail();
     if (lcore.poll() > 0) {
       empty = 0;
-      if (++rounds % BUSY_ROUNDS_PER_LOOK === 0) tick(performance.now());
+      if (++rounds % BUSY_ROUNDS_PER_DRAIN === 0) lcore.drain();
+      if (rounds % BUSY_ROUNDS_PER_LOOK === 0) tick(performance.now());
       continue;
     }
+    lcore.drain();
     if (++empty % ROUNDS_PER_LOOK !== 0) continue;
     const now = performance.now();
     tick(now);
@@ -155,4 +165,5 @@ epoll.add(setup.wakeFd);
 report({ type: 'ready' });
 run();
 epoll.close();
+lcore.close();
 mailbox.close();

@@ -2,9 +2,10 @@
  * Ports that are not guests of the switch: network interfaces, files, rings, other back ends. Each is opened once, on the main
  * thread, where what it needs may be refused; every lcore that uses it then makes a port of its own from what it is sent.
  */
-import type { WindowViews } from '../mem/window.ts';
+import type { WindowHandle, WindowPool, WindowViews } from '../mem/window.ts';
 import type { RingStage } from '../virtio-net/ring-stage.ts';
 import type { Port } from './port.ts';
+import type { Steering } from './steering.ts';
 
 /** What the ports of one thread share. */
 export interface DeviceTools {
@@ -26,8 +27,24 @@ export interface DevicePort extends Port {
   prepareSleep(): boolean;
   /** About every 100 µs while busy, and at the end of every round with nothing to do: sends what is held back. */
   drain(): void;
+  /** About once a second: takes over what is counted elsewhere. */
+  tick?(): void;
   /** Closes what this thread's port has opened. */
   close(): void;
+}
+
+/** What an lcore makes its port from, beside what the kind needs; survives postMessage. */
+export interface DeviceSpec {
+  /** windows that no guest brings along, of the pool of {@link DeviceOpening} */
+  readonly windows: readonly WindowHandle[];
+}
+
+/** What a port may use while it is opened, on the main thread. */
+export interface DeviceOpening {
+  /** the process's windows: what is acquired here is released when the device is closed */
+  readonly pool: WindowPool;
+  /** lcores that will use the port */
+  readonly lcores: number;
 }
 
 /** The link of a port as its kernel, file or peer shows it. */
@@ -42,7 +59,7 @@ export interface LinkState {
 }
 
 /** A port as the main thread has it. `Spec` survives postMessage and says to an lcore what to make its port from. */
-export interface OpenedDevice<Spec> {
+export interface OpenedDevice<Spec = DeviceSpec> {
   /** as given to --vdev: `net_af_packet0` */
   readonly name: string;
   /** its own address, 6 bytes, if it has one */
@@ -50,6 +67,8 @@ export interface OpenedDevice<Spec> {
   /** bytes of the largest frame, without Ethernet header and tag */
   readonly mtu: number;
   readonly link: LinkState;
+  /** which queue each {address, VLAN} comes by, if that can be said: queue n is lcore n's, modulo their number */
+  readonly steering?: Steering | undefined;
   /** For one of `lcores` lcores. */
   spec(lcore: number, lcores: number): Spec;
   /** Calls `told` whenever the link changes, until closed. */

@@ -3,12 +3,7 @@
  * of their own what is offloaded.
  */
 import { randomBytes } from 'node:crypto';
-import { VIRTQ_MAX_SIZE } from '../uapi/virtio-ring.ts';
-import { type Vdev, VdevArgs } from './vdev.ts';
-
-/** Queue pairs that a card may have: as many as a net device of ours. */
-const MAX_PAIRS = 128;
-const DEFAULT_QUEUE_SIZE = 256;
+import type { VdevOf } from './vdev.ts';
 
 export interface VirtioUserArgs {
   readonly name: string;
@@ -25,6 +20,8 @@ export interface VirtioUserArgs {
   readonly mergeable: boolean;
   /** checksums and segmentation may be left to who receives, in both directions */
   readonly offloads: boolean;
+  /** what the link says of its speed, Mbit/s; 0: unknown */
+  readonly speed: number;
 }
 
 /** An address of nobody's, of those that are handed out locally. */
@@ -34,28 +31,19 @@ function randomMac(): string {
   return [...bytes].map((byte) => byte.toString(16).padStart(2, '0')).join(':');
 }
 
-/** Throws ConfigError. */
-export function virtioUserArgs(vdev: Vdev): VirtioUserArgs {
-  const args = new VdevArgs(vdev);
-  const mac = args.text('mac')?.toLowerCase() ?? randomMac();
-  if (!/^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/.test(mac))
-    throw args.fault(`mac=${mac}: must be six bytes like 52:54:00:00:00:01`);
-  const queueSize = args.integer('queue_size', DEFAULT_QUEUE_SIZE, 2, VIRTQ_MAX_SIZE);
-  if ((queueSize & (queueSize - 1)) !== 0) throw args.fault(`queue_size=${queueSize}: must be a power of two`);
-  const parsed: VirtioUserArgs = {
-    name: vdev.name,
-    path: args.needed('path', 'the socket of the vhost-user back end'),
-    server: args.flag('server', false),
-    mac,
-    queues: args.integer('queues', 1, 1, MAX_PAIRS),
-    queueSize,
-    packed: args.flag('packed_vq', false),
-    inOrder: args.flag('in_order', true),
-    mergeable: args.flag('mrg_rxbuf', true),
-    offloads: args.flag('offloads', false),
+/** What the keys say, and a random address where they say none. */
+export function virtioUserArgs({ name, values }: VdevOf<'net_virtio_user'>): VirtioUserArgs {
+  return {
+    name,
+    path: values.path,
+    server: values.server,
+    mac: values.mac ?? randomMac(),
+    queues: values.queues,
+    queueSize: values.queue_size,
+    packed: values.packed_vq,
+    inOrder: values.in_order,
+    mergeable: values.mrg_rxbuf,
+    offloads: values.offloads,
+    speed: values.speed ?? 0,
   };
-  // what DPDK's driver takes beside these and what makes no difference here
-  for (const ignored of ['speed', 'vectorized', 'cq']) args.text(ignored);
-  args.end();
-  return parsed;
 }

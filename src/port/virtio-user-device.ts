@@ -97,6 +97,8 @@ export interface VirtioUserDeviceOptions {
   readonly deadlineMs?: number;
   /** Hears that a `server` waits for its back end. */
   readonly onWait?: (text: string) => void;
+  /** Ends the waiting for a first back end: `open` rejects. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** A card, from `open` to `close`. */
@@ -200,7 +202,7 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
   #accepted(): Promise<FrontEnd> {
     const { fd } = this.#file as SocketFile;
     const { promise, resolve, reject } = Promise.withResolvers<FrontEnd>();
-    const { signal: closing } = this.#closing;
+    const closing = AbortSignal.any([this.#closing.signal, ...(this.#options.signal ? [this.#options.signal] : [])]);
     const give = () => reject(new SwitchError('DISCONNECTED', `${this.name} was closed`));
     const look = () => {
       try {
@@ -211,6 +213,7 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
       }
     };
     const watch = new ReadWatch(fd, look);
+    if (closing.aborted) give();
     closing.addEventListener('abort', give);
     return promise.finally(() => {
       watch.close();
@@ -248,7 +251,7 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     this.#frontEnd = frontEnd;
     this.#connections++;
     this.#want(this.#connections);
-    this.#setLink({ up: true, speed: 0 });
+    this.#setLink({ up: true, speed: this.#args.speed });
   }
 
   /** Lays out memory and rings. */

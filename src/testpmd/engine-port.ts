@@ -1,6 +1,7 @@
 /**
  * A port as the engine has it: the opened device, and what all threads have counted on it.
  */
+import type { Vdev } from '../port/vdev.ts';
 import { addBlock, PORT_SLOTS, type PortCounter } from '../stats/counters.ts';
 import type { PortInfo, PortStats } from './engine.ts';
 import type { TestPort } from './port-kinds.ts';
@@ -16,7 +17,7 @@ const macText = (mac: Uint8Array) => [...mac].map((byte) => byte.toString(16).pa
 
 export class EnginePort {
   readonly id: number;
-  readonly kind: string;
+  readonly kind: Vdev['kind'];
   readonly device: TestPort;
   /** its own address; zeros if it has none */
   readonly mac: Uint8Array;
@@ -27,7 +28,7 @@ export class EnginePort {
   readonly #before = new Float64Array(SLOTS);
   #cleared: Float64Array = new Float64Array(SLOTS);
 
-  constructor(id: number, kind: string, device: TestPort) {
+  constructor(id: number, kind: Vdev['kind'], device: TestPort) {
     this.id = id;
     this.kind = kind;
     this.device = device;

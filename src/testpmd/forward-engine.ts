@@ -4,7 +4,7 @@
 import { SwitchError } from '../errors.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
-import { parseVdev } from '../port/vdev.ts';
+import type { Vdev } from '../port/vdev.ts';
 import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
 import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
 import type { Engine, ForwardConfig, NoisyConfig, PortInfo, PortStats, StreamStats } from './engine.ts';
@@ -14,12 +14,18 @@ import type { PortPlan, RunPlan } from './letters.ts';
 import { MIN_MADE_BYTES } from './modes/txonly.ts';
 import { openPort } from './port-kinds.ts';
 import { STREAM_SLOTS, type StreamPlan, streamCounters } from './stream.ts';
-import { planStreams, type StreamPlace } from './topology.ts';
+import { planStreams, type StreamPlace, type Topology } from './topology.ts';
 
 /** What an engine is made of. */
 export interface EngineOptions {
-  /** what `--vdev` says of each port, in order: `net_virtio_user0,path=/tmp/s` */
-  readonly vdevs: readonly string[];
+  /** what `--vdev` says of each port, in order */
+  readonly vdevs: readonly Vdev[];
+  /** The ports that forward, in order. Default: all. */
+  readonly forwardPorts?: readonly number[] | undefined;
+  /** Default paired. */
+  readonly topology?: Topology;
+  /** false: what waits in receive queues at the start is forwarded, not thrown away. Default true. */
+  readonly flushRx?: boolean;
   /** Changes to it take effect at the next start. */
   readonly config: ForwardConfig;
   /** 'adaptive': threads without work sleep until something comes; 'busy': they never do. Default adaptive. */
@@ -28,6 +34,8 @@ export interface EngineOptions {
   readonly cpus?: readonly (readonly number[])[];
   /** Hears what opening the ports waits for. */
   readonly onWait?: (text: string) => void;
+  /** Ends that waiting: `open` rejects. */
+  readonly signal?: AbortSignal;
   /** A forwarding thread has failed: nothing is forwarded any more. */
   readonly onFatal: (error: Error) => void;
 }
@@ -58,7 +66,7 @@ export class ForwardEngine implements Engine {
   static async open(options: EngineOptions): Promise<ForwardEngine> {
     const engine = new ForwardEngine(options);
     try {
-      for (const text of options.vdevs) await engine.#open(text);
+      for (const vdev of options.vdevs) await engine.#open(vdev);
       return engine;
     } catch (error) {
       await engine.close();
@@ -71,9 +79,9 @@ export class ForwardEngine implements Engine {
     this.#options = options;
   }
 
-  async #open(text: string): Promise<void> {
-    const vdev = parseVdev(text);
-    const device = await openPort(vdev, { pool: this.#pool, onWait: this.#options.onWait ?? (() => {}) });
+  async #open(vdev: Vdev): Promise<void> {
+    const { onWait = () => {}, signal } = this.#options;
+    const device = await openPort(vdev, { pool: this.#pool, onWait, signal });
     const port = new EnginePort(this.#ports.length, vdev.kind, device);
     this.#ports.push(port);
     device.onLink(() => {
@@ -90,6 +98,11 @@ export class ForwardEngine implements Engine {
     const port = this.#ports[n];
     if (port === undefined) throw new RangeError(`no port ${n}: there are ${this.#ports.length}`);
     return port;
+  }
+
+  /** The ports that forward. */
+  get #forwarders(): EnginePort[] {
+    return this.#options.forwardPorts?.map((n) => this.#port(n)) ?? this.#ports;
   }
 
   /** Queues of each port that are used. */
@@ -143,9 +156,9 @@ export class ForwardEngine implements Engine {
   async start(txFirst: number): Promise<void> {
     if (this.#forwarding)
       throw new SwitchError('ALREADY_FORWARDING', 'packets are forwarded already: stop forwarding first');
-    if (this.#ports.length === 0)
+    if (this.#forwarders.length === 0)
       throw new SwitchError('NO_PORTS', 'there are no ports to forward between: give --vdev');
-    const stopped = this.#ports.find(({ started }) => !started);
+    const stopped = this.#forwarders.find(({ started }) => !started);
     if (stopped !== undefined)
       throw new SwitchError('PORT_STOPPED', `port ${stopped.id} is stopped: start it first (port start ${stopped.id})`);
     this.#checkConfig();
@@ -169,10 +182,17 @@ export class ForwardEngine implements Engine {
   }
 
   async #begin(txFirst: number): Promise<void> {
-    const ports = this.#ports;
+    const { topology = 'paired', flushRx = true } = this.#options;
+    const { mode, cores } = this.config;
+    const ports = this.#forwarders;
     const queues = this.#queues(ports);
     for (const { device } of ports) await device.usePairs?.(queues);
-    const places = planStreams(ports.length, queues, Math.max(1, this.config.cores), this.config.mode === 'icmpecho');
+    const places = planStreams({
+      ports: ports.map(({ id }) => id),
+      topology: mode === 'icmpecho' ? 'loop' : topology,
+      queues,
+      threads: Math.max(1, cores),
+    });
     while (this.#threads.length < places.length) await this.#addThread();
     const lcores = Math.min(places.length, queues);
     const entries: StreamEntry[] = [];
@@ -183,7 +203,7 @@ export class ForwardEngine implements Engine {
     });
     this.#streams = entries.sort((a, b) => a.queue - b.queue || a.rxPort - b.rxPort);
     this.#running = this.#threads.slice(0, places.length);
-    await this.#tell((t) => ({ type: 'prepare', plan: plans[t] }));
+    await this.#tell((t) => ({ type: 'prepare', plan: plans[t], flush: flushRx }));
     if (txFirst > 0) await this.#tell(() => ({ type: 'first', bursts: txFirst }));
     await this.#tell(() => ({ type: 'go' }));
   }

@@ -62,7 +62,7 @@ function carryOut(command: Command): void {
   switch (command.type) {
     case 'prepare':
       prepared = prepare(command.plan);
-      prepared.flush();
+      if (command.flush) prepared.flush();
       return;
     case 'first':
       prepared?.sendFirst(command.bursts);

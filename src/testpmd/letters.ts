@@ -3,6 +3,7 @@
  * shared word a round; commands themselves come through a MessagePort.
  */
 import type { WindowHandle } from '../mem/window.ts';
+import type { Vdev } from '../port/vdev.ts';
 import type { ModeSettings } from './modes/mode.ts';
 import type { Retry, StreamPlan } from './stream.ts';
 
@@ -15,7 +16,7 @@ export interface PortPlan {
   /** its number */
   readonly id: number;
   /** `net_virtio_user` */
-  readonly kind: string;
+  readonly kind: Vdev['kind'];
   /** what the port is made from: see port-kinds.ts */
   readonly spec: unknown;
   /** PORT_SLOTS */
@@ -31,8 +32,8 @@ export interface RunPlan {
 }
 
 export type Command =
-  /** Makes the ports and throws away what waits in them. */
-  | { readonly type: 'prepare'; readonly plan: RunPlan }
+  /** Makes the ports; with `flush` what waits in them is thrown away. */
+  | { readonly type: 'prepare'; readonly plan: RunPlan; readonly flush: boolean }
   /** Sends so many bursts on every stream. */
   | { readonly type: 'first'; readonly bursts: number }
   | { readonly type: 'go' }

@@ -1,10 +1,11 @@
 /**
  * The kinds of ports that testpmd has: how each is opened on the main thread, and what a forwarding thread makes of it.
  */
+import { ConfigError } from '../errors.ts';
 import type { WindowHandle, WindowPool, WindowViews } from '../mem/window.ts';
 import type { DevicePort, DeviceTools, OpenedDevice } from '../port/device-port.ts';
 import type { VirtioUserSpec } from '../port/user-pair.ts';
-import { type Vdev, vdevFault } from '../port/vdev.ts';
+import type { Vdev, VdevOf } from '../port/vdev.ts';
 import { virtioUserArgs } from '../port/virtio-user-args.ts';
 import { VirtioUserDevice } from '../port/virtio-user-device.ts';
 import { VirtioUserPort } from '../port/virtio-user-port.ts';
@@ -24,6 +25,8 @@ export interface OpenTools {
   readonly pool: WindowPool;
   /** Hears what there is to wait for. */
   readonly onWait: (text: string) => void;
+  /** Ends the waiting: opening is given up. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 /** What making a port takes beside what all ports of a thread share. */
@@ -31,12 +34,12 @@ export interface MakeTools extends DeviceTools {
   addWindow(window: WindowHandle): WindowViews;
 }
 
-interface PortKind {
-  open(vdev: Vdev, tools: OpenTools): Promise<TestPort>;
+interface PortKind<Kind extends Vdev['kind']> {
+  open(vdev: VdevOf<Kind>, tools: OpenTools): Promise<TestPort>;
   make(id: number, counters: Float64Array, tools: MakeTools, spec: unknown): DevicePort;
 }
 
-const KINDS: Readonly<Record<string, PortKind>> = {
+const KINDS: { readonly [Kind in Vdev['kind']]?: PortKind<Kind> } = {
   net_virtio_user: {
     open: (vdev, tools) => VirtioUserDevice.open(virtioUserArgs(vdev), tools),
     make(id, counters, tools, spec) {
@@ -48,19 +51,21 @@ const KINDS: Readonly<Record<string, PortKind>> = {
 
 /** Throws ConfigError for a kind that there is not, and what the kind's own opening throws. */
 export function openPort(vdev: Vdev, tools: OpenTools): Promise<TestPort> {
-  const kind = Object.hasOwn(KINDS, vdev.kind) ? KINDS[vdev.kind] : undefined;
-  if (kind === undefined)
-    throw vdevFault(vdev.name, `there are no ${vdev.kind} ports; there are ${Object.keys(KINDS).join(', ')}`);
+  const kind = KINDS[vdev.kind] as PortKind<Vdev['kind']> | undefined;
+  if (kind === undefined) {
+    const problem = `there are no ${vdev.kind} ports here; there are ${Object.keys(KINDS).join(', ')}`;
+    throw new ConfigError('CONFIG_INVALID_VALUE', '--vdev', problem, { value: vdev.name });
+  }
   return kind.open(vdev, tools);
 }
 
 /** On the thread that uses the port. */
 export function makePort(
-  kind: string,
+  kind: Vdev['kind'],
   id: number,
   counters: Float64Array,
   tools: MakeTools,
   spec: unknown,
 ): DevicePort {
-  return KINDS[kind].make(id, counters, tools, spec);
+  return KINDS[kind]!.make(id, counters, tools, spec);
 }

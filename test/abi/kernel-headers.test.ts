@@ -4,7 +4,10 @@ import { readdirSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import * as ip from '../../src/uapi/ip.ts';
 import type { Layout } from '../../src/uapi/layout.ts';
+import * as packet from '../../src/uapi/packet.ts';
+import * as rtnetlink from '../../src/uapi/rtnetlink.ts';
 import { CMSGHDR, IOVEC, MSGHDR, SOCKADDR_UN } from '../../src/uapi/socket.ts';
+import * as tun from '../../src/uapi/tun.ts';
 import * as userfaultfd from '../../src/uapi/userfaultfd.ts';
 import * as vhostUser from '../../src/uapi/vhost-user.ts';
 import * as virtio from '../../src/uapi/virtio.ts';
@@ -35,6 +38,13 @@ const HEADERS = [
   'linux/tcp.h',
   'linux/udp.h',
   'linux/userfaultfd.h',
+  'linux/if_packet.h',
+  'linux/rtnetlink.h',
+  'linux/if_link.h',
+  'net/if.h',
+  'net/if_arp.h',
+  'sys/ioctl.h',
+  'linux/if_tun.h',
 ];
 
 /** Where C names a field differently, or has it in a struct within. */
@@ -75,6 +85,18 @@ const LAYOUTS: readonly Layout<string>[] = [
   IOVEC,
   MSGHDR,
   CMSGHDR,
+  packet.SOCKADDR_LL,
+  packet.PACKET_MREQ,
+  packet.TPACKET_REQ,
+  packet.TPACKET2_HDR,
+  packet.TPACKET_STATS,
+  packet.MMSGHDR,
+  rtnetlink.NLMSGHDR,
+  rtnetlink.NLMSGERR,
+  rtnetlink.IFINFOMSG,
+  rtnetlink.RTATTR,
+  rtnetlink.SOCKADDR_NL,
+  tun.IFREQ,
   ip.ETHHDR,
   ip.IPHDR,
   ip.IPV6HDR,
@@ -129,6 +151,9 @@ test('constants are those of the C headers', { skip }, () => {
     ...exportedConstants(vhostUser),
     ...exportedConstants(ip),
     ...exportedConstants(userfaultfd),
+    ...exportedConstants(packet),
+    ...exportedConstants(rtnetlink),
+    ...exportedConstants(tun),
     ...sysConstants(),
   ]);
   ours.delete('VHOST_VRING_F_LOG'); // the header has the bit's number, the protocol its value: below
@@ -156,6 +181,10 @@ test('constants are those of the C headers', { skip }, () => {
     'EFD_NONBLOCK',
     'EPOLLET',
     'UFFDIO_COPY',
+    'PACKET_VNET_HDR',
+    'TP_STATUS_COPY',
+    'RTM_DELLINK',
+    'TUNSETIFF',
   ]) {
     assert.ok(compared.includes(name), `${name} was not compared`);
   }

@@ -1,4 +1,5 @@
 /** testpmd's engine for tests: with the settings that testpmd has when nothing is said. */
+import { parseVdevs } from '../../src/port/vdev.ts';
 import type { ForwardConfig } from '../../src/testpmd/engine.ts';
 import { ForwardEngine } from '../../src/testpmd/forward-engine.ts';
 
@@ -32,7 +33,7 @@ export async function engineOf(
   waits: string[] = [],
 ): Promise<ForwardEngine> {
   const engine = await ForwardEngine.open({
-    vdevs,
+    vdevs: parseVdevs(vdevs),
     config: { ...defaults(), ...config },
     onWait: (text) => waits.push(text),
     onFatal: (error) => {

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { openWindow, WindowPool, type WindowViews } from '../../src/mem/window.ts';
 import type { LinkState } from '../../src/port/device-port.ts';
-import { parseVdev } from '../../src/port/vdev.ts';
+import { parseVdev, type VdevOf } from '../../src/port/vdev.ts';
 import { virtioUserArgs } from '../../src/port/virtio-user-args.ts';
 import { VirtioUserDevice } from '../../src/port/virtio-user-device.ts';
 import { VirtioUserPort } from '../../src/port/virtio-user-port.ts';
@@ -22,7 +22,7 @@ const PATIENCE_MS = 20_000;
 
 test('virtio-user: a kick eventfd that the back end has filled and made to block holds no thread up', async () => {
   const running = await SwitchProcess.start();
-  const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9) }));
+  const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9) })) as VdevOf<'net_virtio_user'>;
   const pool = new WindowPool('wasm');
   const device = await VirtioUserDevice.open(virtioUserArgs(vdev), { pool });
   const deaths: Error[] = [];
@@ -38,12 +38,12 @@ test('virtio-user: a kick eventfd that the back end has filled and made to block
     // whoever has the eventfd can do that, and the back end has it
     fillAndBlock(spec.pairs[0].txKickFd);
     const plan = {
-      ports: [{ id: 0, kind: 'net_virtio_user', spec, counters: counterBlock(PORT_SLOTS) }],
+      ports: [{ id: 0, kind: 'net_virtio_user' as const, spec, counters: counterBlock(PORT_SLOTS) }],
       streams: [{ rxPort: 0, txPort: 0, rxQueue: 0, txQueue: 0, peer: mac, own: mac, counters }],
       settings: { mode: 'txonly', burst: 32, txpkts: [64], noisy } as const,
       retry: undefined,
     };
-    await thread.tell({ type: 'prepare', plan });
+    await thread.tell({ type: 'prepare', plan, flush: true });
     await thread.tell({ type: 'go' });
     await waitUntil('the link is down', () => told.length > 0, PATIENCE_MS);
     assert.match(told[0].reason ?? '', /^the back end takes no kicks/);
@@ -63,7 +63,7 @@ test('virtio-user: a kick eventfd that the back end has filled and made to block
 for (const keys of [{ in_order: 0 }, { packed_vq: 1 }])
   test(`virtio-user: a back end that lies is left, and tried again: ${JSON.stringify(keys)}`, async () => {
     const running = await SwitchProcess.start(['--mergeable', '1']);
-    const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9), ...keys }));
+    const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9), ...keys })) as VdevOf<'net_virtio_user'>;
     const device = await VirtioUserDevice.open(virtioUserArgs(vdev), { pool: new WindowPool('wasm') });
     const card = await connectGuest({ path: running.socket, mac: macOf(1) });
     const ringStage = new RingStage();

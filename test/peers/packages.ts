@@ -5,10 +5,11 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { guestImage } from './guest-image.ts';
+import { probeNetns } from './netns.ts';
 import { PeerProcess, undoAtEnd } from './process.ts';
 
 /** A program, or set of programs, that tests or benchmarks run against. */
-export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs';
+export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'netns';
 
 /** What {@link ensurePeers} found or could do. */
 export interface PeersResult {
@@ -28,6 +29,7 @@ const NEEDS: Record<Peer, PeerNeeds> = {
   dpdk: { packages: ['dpdk', 'dpdk-dev'] }, // Debian has dpdk-testpmd in dpdk-dev
   // the sample's source is in dpdk-doc, which bench/peers/dpdk-vhost.ts fetches and unpacks without installing it
   'dpdk-vhost': { packages: ['gcc', 'libc6-dev', 'make', 'pkg-config', 'libdpdk-dev', 'dpdk'] },
+  netns: { packages: ['iproute2', 'procps'], prepare: async () => probeNetns() },
   ovs: { packages: ['openvswitch-switch-dpdk', 'openvswitch-switch', 'openvswitch-common'] },
 };
 

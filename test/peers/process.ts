@@ -134,6 +134,11 @@ export class PeerProcess {
     this.child.stdin?.write(text);
   }
 
+  /** Ends its standard input. */
+  endInput(): void {
+    this.child.stdin?.end();
+  }
+
   /** Sends a signal; does nothing when it has ended. */
   signal(signal: NodeJS.Signals): void {
     if (this.endedHow === undefined && this.pid > 0) this.child.kill(signal);

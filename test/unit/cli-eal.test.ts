@@ -137,10 +137,16 @@ test('EAL: -v shows the version at start, --version and --help do nothing else',
     assert.equal(eal(...args).help, true);
 });
 
-test('EAL: devices for an uplink are refused, contradictions first', () => {
-  const later = 'uplink ports are not in this version yet; leave';
-  fails('CONFIG_NOT_YET', RegExp(`^--vdev net_tap0,iface=t0: ${later} --vdev out`), '--vdev', 'net_tap0,iface=t0');
-  fails('CONFIG_NOT_YET', RegExp(`^-a 0000:01:00.0: ${later} -a out`), '-a', '0000:01:00.0');
+test('EAL: devices for an uplink are cards by their addresses and virtual devices', () => {
+  const cards = ['0000:01:00.0', '1:0.0', 'A:1F.7,mtu=9', '10000:e1:00.0'].flatMap((address) => ['-a', address]);
+  assert.deepEqual(
+    eal(...cards).ports,
+    ['0000:01:00.0', '0000:01:00.0', '0000:0a:1f.7', '10000:e1:00.0'].map((address) => ({ kind: 'pci', address })),
+  );
+  for (const text of ['eth0', '1:0', '1:0.8', '0000:001:00.0', 'net_tap0'])
+    fails('CONFIG_INVALID_VALUE', /^--allow .*: is none; valid: a PCI address, for example/, '-a', text);
+  assert.equal(eal('--vdev', 'net_tap0,iface=t0').ports[0].kind, 'net_tap');
+  fails('CONFIG_INVALID_VALUE', /^--vdev net_tup0: no such kind of device/, '--vdev', 'net_tup0');
   fails(
     'CONFIG_CONFLICT',
     /^-b 1:0.0: devices are either allowed \(-a\) or blocked \(-b\)/,

@@ -15,6 +15,8 @@ const DEFAULTS = {
   showVersion: false,
   ignored: [],
   notes: [],
+  ports: [],
+  enabledPorts: [],
   sockets: ['vhost-net'],
   client: false,
   vm2vm: 1,
@@ -42,11 +44,15 @@ test('command line: nothing given gives the defaults', () => {
   assert.deepEqual(parseCommandLine(['--']), DEFAULTS);
 });
 
-test("command line: the document's own lines are understood, and refused for their uplink only", () => {
+test("command line: the document's own lines are understood, once they name the port of their uplink", () => {
   const document = '-c f -n 4 --huge-dir / mnt/huge -- -p 0x1 --dev-basename usvhost';
   for (const line of [document, `${document} --dev-index 1`]) {
-    assert.throws(() => parseCommandLine(words(line)), { code: 'CONFIG_NOT_YET', option: '-p' });
-    const parsed = parseCommandLine(words(line.replace('-p 0x1 ', '')));
+    assert.throws(() => parseCommandLine(words(line)), {
+      code: 'CONFIG_INVALID_VALUE',
+      message: '-p: enables port 0, but there is no port; name one with --vdev or -a',
+    });
+    const parsed = parseCommandLine(['-a', '0000:03:00.0', ...words(line)]);
+    assert.deepEqual([parsed.ports, parsed.enabledPorts], [[{ kind: 'pci', address: '0000:03:00.0' }], [0]]);
     assert.deepEqual(parsed.sockets, ['usvhost']);
     assert.deepEqual(parsed.ignored, ['-n 4', '--huge-dir /', 'mnt/huge']);
     assert.deepEqual([parsed.cores?.main.lcore, parsed.cores?.workers[0].lcore], [0, 1]);
@@ -223,6 +229,20 @@ test('switch options: a portmask has one port', () => {
   fails('CONFIG_INVALID_VALUE', /^-p: 2 ports are enabled, but only 1 port can be enabled$/, '-p', '0x3');
 });
 
+test('switch options: -p chooses from the cards of -a and then the devices of --vdev', () => {
+  const ports = words('--vdev net_af_packet0,iface=eth1 -a 3:0.1,key=1 --vdev net_null7');
+  const line = (mask: string) => parseCommandLine([...ports, '--', '-p', mask]);
+  const names = line('1').ports.map((port) => (port.kind === 'pci' ? port.address : port.name));
+  assert.deepEqual(names, ['0000:03:00.1', 'net_af_packet0', 'net_null7']);
+  assert.deepEqual([line('0x2').enabledPorts, line('4').enabledPorts], [[1], [2]]);
+  assert.deepEqual(line('0x2').notes, [
+    '0000:03:00.1 is not used: -p 0x1 makes it the uplink',
+    'net_null7 is not used: -p 0x4 makes it the uplink',
+  ]);
+  assert.throws(() => line('8'), { message: '-p: enables port 3, but the last port is 2' });
+  assert.equal(parseCommandLine(ports).notes.length, 3);
+});
+
 test('switch options: segmentation follows mergeable buffers, and needs checksums', () => {
   assert.equal(app('--mergeable', '1').tso, true);
   assert.equal(app(...words('--mergeable 1 --tso 0')).tso, false);
@@ -242,8 +262,6 @@ test('switch options: range errors come before contradictions, and contradiction
 });
 
 const REFUSALS: Readonly<Record<string, string>> = {
-  '-p 0x1': 'uplink ports are not in this version yet; leave -p out to switch between guests only',
-  '-P': 'uplink ports are not in this version yet; leave -P out to switch between guests only',
   '--vm2vm 2':
     'uplink ports are not in this version yet, and hardware switching needs one; use --vm2vm 1 (software) or --vm2vm 0 (off)',
   '--vlan-strip 0':
@@ -275,6 +293,7 @@ test('switch options: DMA lists are checked before they are refused', () => {
 });
 
 test('switch options: options without effect are accepted with a note', () => {
+  assert.match(app('-P').notes[0], /^-P: the uplink always takes frames to all addresses/);
   const line =
     '--rx-retry 1 --rx-retry-num 5 --rx-retry-delay 20 --total-num-mbufs 9 --builtin-net-driver --nb-devices 4';
   assert.deepEqual(app(...words(line)).notes, [

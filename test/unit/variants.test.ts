@@ -2,7 +2,10 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { test } from 'node:test';
 
-const SWITCHING = ['test/unit/switching.test.ts', 'test/unit/receiving.test.ts', 'test/unit/learning-first.test.ts'];
+const SWITCHING = [
+  ...['test/unit/switching.test.ts', 'test/unit/receiving.test.ts', 'test/unit/learning-first.test.ts'],
+  ...['test/unit/uplink-rules.test.ts', 'test/unit/vlan-rules.test.ts', 'test/unit/rx-retry.test.ts'],
+];
 
 for (const { name, env, files } of [
   {
@@ -12,6 +15,8 @@ for (const { name, env, files } of [
       'test/property/rings.test.ts',
       'test/unit/hostile-ring.test.ts',
       'test/unit/offload-stage.test.ts',
+      'test/unit/null-ring-ports.test.ts',
+      'test/unit/pcap-port.test.ts',
       ...SWITCHING,
     ],
   },

@@ -1,0 +1,112 @@
+/**
+ * What forwarding has done since it was started, or since the statistics were cleared: by port and by stream. After `stop` the
+ * figures stand until the next start.
+ */
+import type { Engine, PortStats, StreamStats } from './engine.ts';
+
+/** One port's share. What was sent first, before forwarding, is in it. */
+export interface PortForwarded {
+  readonly port: number;
+  readonly rxPackets: number;
+  /** came, but found no place */
+  readonly rxDropped: number;
+  readonly rxErrors: number;
+  readonly rxNoMbuf: number;
+  readonly txPackets: number;
+  readonly txDropped: number;
+  readonly txRetries: number;
+  readonly badIpChecksum: number;
+  readonly badL4Checksum: number;
+}
+
+/** What forwarding has done, as it is shown. */
+export interface Forwarded {
+  readonly ports: readonly PortForwarded[];
+  readonly streams: readonly StreamStats[];
+}
+
+interface Look {
+  readonly ports: ReadonlyMap<number, PortStats>;
+  readonly streams: readonly StreamStats[];
+}
+
+const STREAM_COUNTS = ['rxPackets', 'txPackets', 'txDropped', 'txRetries', 'badIpChecksum', 'badL4Checksum'] as const;
+
+const sum = <T>(items: readonly T[], count: (item: T) => number) =>
+  items.reduce((total, item) => total + count(item), 0);
+
+const sameStream = (a: StreamStats, b: StreamStats) =>
+  a.rxPort === b.rxPort && a.rxQueue === b.rxQueue && a.txPort === b.txPort && a.txQueue === b.txQueue;
+
+export class ForwardStats {
+  readonly #engine: Engine;
+  /** the ports that take part */
+  readonly #ports: readonly number[];
+  #base: Look;
+  /** the figures at the end; undefined while forwarding */
+  #end: Look | undefined;
+
+  constructor(engine: Engine, ports: readonly number[]) {
+    this.#engine = engine;
+    this.#ports = ports;
+    this.#base = this.#look([]);
+    this.#end = this.#base;
+  }
+
+  /** Before forwarding starts, and before what is sent first. */
+  begin(): void {
+    this.#base = this.#look([]);
+    this.#end = undefined;
+  }
+
+  /** Forwarding has stopped, and `streams` is what the engine said. */
+  end(streams: readonly StreamStats[]): void {
+    this.#end = this.#look(streams);
+  }
+
+  /** From here on, everything counts from zero. */
+  clear(): void {
+    this.#base = this.#end ?? this.#look(this.#engine.streams());
+  }
+
+  /** The port's own counters have been cleared while it forwards. */
+  portCleared(port: number): void {
+    if (this.#end !== undefined || !this.#ports.includes(port)) return;
+    this.#base = { ...this.#base, ports: new Map([...this.#base.ports, [port, this.#engine.stats(port)]]) };
+  }
+
+  get forwarded(): Forwarded {
+    const now = this.#end ?? this.#look(this.#engine.streams());
+    const streams = now.streams.map((stream) => this.#sinceBase(stream));
+    return { ports: this.#ports.map((port) => this.#port(port, now, streams)), streams };
+  }
+
+  #look(streams: readonly StreamStats[]): Look {
+    return { ports: new Map(this.#ports.map((port) => [port, { ...this.#engine.stats(port) }])), streams };
+  }
+
+  #sinceBase(stream: StreamStats): StreamStats {
+    const before = this.#base.streams.find((one) => sameStream(one, stream));
+    if (before === undefined) return stream;
+    const counts = STREAM_COUNTS.map((name) => [name, stream[name] - before[name]]);
+    return { ...stream, ...Object.fromEntries(counts) };
+  }
+
+  #port(port: number, now: Look, streams: readonly StreamStats[]): PortForwarded {
+    const [after, before] = [now.ports.get(port)!, this.#base.ports.get(port)!];
+    const received = streams.filter((stream) => stream.rxPort === port);
+    const sent = streams.filter((stream) => stream.txPort === port);
+    return {
+      port,
+      rxPackets: after.rxPackets - before.rxPackets,
+      rxDropped: after.rxMissed - before.rxMissed,
+      rxErrors: after.rxErrors - before.rxErrors,
+      rxNoMbuf: after.rxNoMbuf - before.rxNoMbuf,
+      txPackets: after.txPackets - before.txPackets,
+      txDropped: sum(sent, (stream) => stream.txDropped),
+      txRetries: sum(sent, (stream) => stream.txRetries),
+      badIpChecksum: sum(received, (stream) => stream.badIpChecksum),
+      badL4Checksum: sum(received, (stream) => stream.badL4Checksum),
+    };
+  }
+}
