@@ -29,6 +29,7 @@ import {
   type ValueType,
   valueOrDefault,
 } from './options.ts';
+import { resolveTraffic, TRAFFIC } from './traffic-options.ts';
 import { takeApart } from './two-sides.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */
@@ -222,7 +223,7 @@ const COMMON = {
 
 const COMMON_ROWS: readonly Option[] = Object.values(COMMON);
 const EAL_ROWS: readonly Option[] = [...Object.values(TESTPMD_EAL), ...EAL_IGNORED];
-const APP_ROWS: readonly Option[] = [...Object.values(TESTPMD), ...TESTPMD_IGNORED];
+const APP_ROWS: readonly Option[] = [...Object.values(TESTPMD), ...Object.values(TRAFFIC), ...TESTPMD_IGNORED];
 
 /**
  * Reads the arguments after the program's name. Throws ConfigError: unknown options and invalid values first, then devices, then
@@ -240,12 +241,12 @@ export function parseTestpmd(argv: readonly string[]): TestpmdCommandLine {
   if (vdevs.length > DPDK_MAX_PORTS) {
     throw new ConfigError('CONFIG_CONFLICT', '--vdev', `${vdevs.length} devices; there can be ${DPDK_MAX_PORTS}`);
   }
-  const { cores, ...eal } = resolveEal(given);
+  const { cores, ignored: ignoredEal, notes: notesEal } = resolveEal(given);
   const app = resolveTestpmd(given, vdevs.length, cores?.workers.length);
   checkQueues(app.forward, vdevs);
   refuseLater(given);
   const ignored = given.filter((one) => TESTPMD_IGNORED.includes(one.row)).map(spell);
-  const notes = [...eal.notes, ...vdevs.flatMap((vdev) => vdev.notes), ...notesOn(given), ...app.notes];
+  const notes = [...notesEal, ...vdevs.flatMap((vdev) => vdev.notes), ...notesOn(given), ...app.notes];
   return {
     help,
     version,
@@ -253,7 +254,7 @@ export function parseTestpmd(argv: readonly string[]): TestpmdCommandLine {
     ...(cores === undefined ? {} : { cores }),
     ...app,
     vdevs,
-    ignored: [...eal.ignored, ...ignored, ...words],
+    ignored: [...ignoredEal, ...ignored, ...words],
     notes,
   };
 }
@@ -288,6 +289,7 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
   if (interactive && statsPeriod > 0) notes.push('--stats-period: no effect with -i; use "show port stats all"');
   if (interactive && txFirst && !autoStart) notes.push('--tx-first: no effect with -i; use "start tx_first"');
   const noisyConfig = resolveNoisy(given);
+  const traffic = resolveTraffic(given);
   const cmdlineFile = givenValue(given, TESTPMD.cmdlineFile);
   const forwardPorts = resolvePorts(given, ports);
   const forward: ForwardConfig = {
@@ -302,6 +304,7 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
     txq,
     cores,
     noisy: noisyConfig,
+    ...(Object.keys(traffic).length === 0 ? {} : { traffic }),
   };
   return {
     interactive,
@@ -378,6 +381,9 @@ ${fold(`  ${ignoredNames}`, 2)}
 
 Application options:
 ${formatHelp(Object.values(TESTPMD))}
+
+Packets that tell what became of them, and capture files:
+${formatHelp(Object.values(TRAFFIC))}
 
 Long options may be shortened as long as they stay unique, and take their value as --name VALUE or
 --name=VALUE. With -i, "help" at the prompt lists the commands.

@@ -13,19 +13,8 @@ import {
   type TrafficPlan,
   widest,
 } from '../testpmd/traffic/traffic-plan.ts';
+import type { TrafficSettings } from '../testpmd/traffic/traffic-settings.ts';
 import { FLAG, type Given, givenValue, integer, type Option, TEXT, type ValueType, valueOrDefault } from './options.ts';
-
-/** What the options say. */
-export interface TrafficSettings {
-  /** what txonly and flowgen make; absent: packets as DPDK's are */
-  readonly plan?: TrafficPlan;
-  /** rxonly looks for such packets, of as many flows; absent: it does not look */
-  readonly verify?: { readonly flows: number; readonly fromFirst: boolean };
-  /** what txonly and flowgen send instead */
-  readonly replay?: { readonly path: string; readonly gaps: boolean; readonly loop: boolean };
-  /** file of what is received */
-  readonly recordTo?: string;
-}
 
 const U32 = 2 ** 32 - 1;
 const U48 = 2 ** 48 - 1;
@@ -104,7 +93,7 @@ export const TRAFFIC = {
   verify: {
     long: 'verify',
     type: FLAG,
-    help: 'rxonly: count what is lost, late, twice or damaged; latency',
+    help: 'rxonly, flowgen: count what is lost, twice or damaged; latency',
   },
   verifyFromFirst: {
     long: 'verify-from-first',
@@ -138,7 +127,7 @@ export function resolveTraffic(given: readonly Given[]): TrafficSettings {
     });
   return {
     ...(plan === undefined ? {} : { plan }),
-    ...(verify ? { verify: { flows: plan?.flows ?? DEFAULT_VERIFIED, fromFirst } } : {}),
+    ...(verify ? { verify: { flows: flows ?? DEFAULT_VERIFIED, fromFirst } } : {}),
     ...(replay === undefined ? {} : { replay }),
     ...(recordTo === undefined ? {} : { recordTo }),
   };

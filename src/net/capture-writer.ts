@@ -61,8 +61,8 @@ function block(type: number, fixed: number, options: readonly Buffer[], fill: (b
   return bytes;
 }
 
-/** What a capture file begins with. @param from the interface, for pcapng, which has a place for its name */
-export function captureHeader(format: CaptureFormat, from: string): Buffer {
+/** What a capture file begins with. @param names of the interfaces, for pcapng, which has a place for them; at least one */
+export function captureHeader(format: CaptureFormat, ...names: readonly string[]): Buffer {
   if (format === 'pcap') {
     const bytes = Buffer.alloc(PCAP_HEADER_BYTES);
     bytes.writeUInt32LE(PCAP_NANOSECONDS, 0);
@@ -82,17 +82,22 @@ export function captureHeader(format: CaptureFormat, from: string): Buffer {
       bytes.writeBigInt64LE(-1n, 16);
     },
   );
-  const name = Buffer.from(from).subarray(0, 1024);
-  const described = block(
+  return Buffer.concat([section, ...names.map(describeInterface)]);
+}
+
+function describeInterface(name: string): Buffer {
+  return block(
     BLOCK_INTERFACE,
     INTERFACE_BYTES,
-    [option(OPTION_IF_NAME, name), option(OPTION_IF_TSRESOL, Uint8Array.of(NANOSECONDS))],
+    [
+      option(OPTION_IF_NAME, Buffer.from(name).subarray(0, 1024)),
+      option(OPTION_IF_TSRESOL, Uint8Array.of(NANOSECONDS)),
+    ],
     (bytes) => {
       bytes.writeUInt16LE(LINK_ETHERNET, 8);
       bytes.writeUInt32LE(MAX_CAPTURED, 12);
     },
   );
-  return Buffer.concat([section, described]);
 }
 
 /** Appends all of `bytes` at the end of the file, or throws what write says. */
@@ -109,18 +114,21 @@ export class CaptureWriter {
   readonly #fd: number;
   readonly #pcapng: boolean;
   readonly #buffer: CaptureBuffer;
+  readonly #interface: number;
   /** the end of what the buffer holds, an offset in its views */
   #end: number;
   #frames = 0;
   readonly #stamp = new NanosecondStamp();
-  #sec = 0;
-  #nsec = 0;
+  /** pcapng: a number of 64 bits; pcap: seconds and nanoseconds */
+  #timeHi = 0;
+  #timeLo = 0;
 
-  /** @param fd opened for appending; it stays the caller's */
-  constructor(fd: number, format: CaptureFormat, buffer: CaptureBuffer) {
+  /** @param fd opened for appending; it stays the caller's. @param from which of the header's interfaces frames are of */
+  constructor(fd: number, format: CaptureFormat, buffer: CaptureBuffer, from = 0) {
     this.#fd = fd;
     this.#pcapng = format === 'pcapng';
     this.#buffer = buffer;
+    this.#interface = from;
     this.#end = buffer.off;
   }
 
@@ -131,9 +139,15 @@ export class CaptureWriter {
 
   /** The time of the frames from now on, since 1970. */
   setTime(sec: number, nsec: number): void {
-    this.#sec = sec;
-    this.#nsec = nsec;
-    this.#stamp.set(sec, nsec);
+    // as words: records are made faster of those
+    if (this.#pcapng) {
+      this.#stamp.set(sec, nsec);
+      this.#timeHi = this.#stamp.hi | 0;
+      this.#timeLo = this.#stamp.lo | 0;
+    } else {
+      this.#timeHi = sec | 0;
+      this.#timeLo = nsec | 0;
+    }
   }
 
   /**
@@ -148,22 +162,22 @@ export class CaptureWriter {
     this.#end = at + size;
     this.#frames++;
     if (!this.#pcapng) {
-      dv.setUint32(at, this.#sec, true);
-      dv.setUint32(at + 4, this.#nsec, true);
-      dv.setUint32(at + 8, len, true);
+      dv.setInt32(at, this.#timeHi, true);
+      dv.setInt32(at + 4, this.#timeLo, true);
+      dv.setInt32(at + 8, len, true);
       dv.setUint32(at + 12, wireLen, true);
       return at + PCAP_RECORD_BYTES;
     }
     // the padding, which has to be zero, is in this word; of an empty frame it is the last field, written below
-    dv.setUint32(at + size - 8, 0, true);
-    dv.setUint32(at, BLOCK_ENHANCED_PACKET, true);
-    dv.setUint32(at + 4, size, true);
-    dv.setUint32(at + 8, 0, true);
-    dv.setUint32(at + 12, this.#stamp.hi, true);
-    dv.setUint32(at + 16, this.#stamp.lo, true);
-    dv.setUint32(at + 20, len, true);
+    dv.setInt32(at + size - 8, 0, true);
+    dv.setInt32(at, BLOCK_ENHANCED_PACKET, true);
+    dv.setInt32(at + 4, size, true);
+    dv.setInt32(at + 8, this.#interface, true);
+    dv.setInt32(at + 12, this.#timeHi, true);
+    dv.setInt32(at + 16, this.#timeLo, true);
+    dv.setInt32(at + 20, len, true);
     dv.setUint32(at + 24, wireLen, true);
-    dv.setUint32(at + size - 4, size, true);
+    dv.setInt32(at + size - 4, size, true);
     return at + ENHANCED_PACKET_DATA;
   }
 

@@ -3,25 +3,32 @@
  */
 import { CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
-import type { DeviceTools } from './device-port.ts';
+import type { Burst } from '../virtio-net/burst.ts';
+
+/** A thread's burst, and the windows that its packets lie in. */
+export interface BurstTools {
+  readonly burst: Burst;
+  /** by id */
+  readonly windows: readonly WindowViews[];
+}
 
 /** One port's. */
 export class BurstCopy {
-  readonly #tools: DeviceTools;
+  readonly #tools: BurstTools;
   readonly #dst: WindowViews;
   readonly #stage = new CopyStage();
   #src = 0;
   #entries = 0;
 
   /** @param dst the window that packets go to */
-  constructor(tools: DeviceTools, dst: WindowViews) {
+  constructor(tools: BurstTools, dst: WindowViews) {
     this.#tools = tools;
     this.#dst = dst;
   }
 
   /** Lists packet `i` of the burst to be copied to `off`, where there is room for all of it. It is there after `flush`. */
   add(i: number, off: number): void {
-    const { segments, first } = this.#tools.ringStage.burst;
+    const { segments, first } = this.#tools.burst;
     const { list } = this.#stage;
     let to = off;
     for (let s = first[i]; s < first[i + 1]; s++) {

@@ -8,8 +8,7 @@ import { WallClock } from '../sys/clock.ts';
 import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { HEADER_BYTES } from '../virtio-net/burst.ts';
 import { NEED_CSUM } from '../virtio-net/offload.ts';
-import { BurstCopy } from './burst-copy.ts';
-import type { DeviceTools } from './device-port.ts';
+import { BurstCopy, type BurstTools } from './burst-copy.ts';
 
 /** A file that has been opened for appending and has its header, and the memory that goes to it. */
 export interface CaptureSinkSpec {
@@ -17,7 +16,9 @@ export interface CaptureSinkSpec {
   readonly fd: number;
   readonly path: string;
   readonly format: CaptureFormat;
-  readonly window: WindowHandle;
+  /** which of the interfaces that the header names; pcapng. Default the first */
+  readonly interface?: number;
+  readonly window: Pick<WindowHandle, 'id'>;
   readonly off: number;
   /** bytes of the buffer: more than the longest frame's record */
   readonly bytes: number;
@@ -26,7 +27,7 @@ export interface CaptureSinkSpec {
 const { csum_start, csum_offset } = VIRTIO_NET_HDR_MRG_RXBUF.off;
 
 export class CaptureSink {
-  readonly #tools: DeviceTools;
+  readonly #tools: BurstTools;
   readonly #views: WindowViews;
   readonly #writer: CaptureWriter;
   readonly #copy: BurstCopy;
@@ -35,11 +36,17 @@ export class CaptureSink {
   /** bytes held when `drain` last looked */
   #drained = 0;
 
-  constructor({ fd, format, window, off, bytes }: CaptureSinkSpec, tools: DeviceTools) {
+  constructor(spec: CaptureSinkSpec, tools: BurstTools) {
+    const { fd, format, window, off, bytes } = spec;
     this.#tools = tools;
     this.#views = tools.windows[window.id];
     this.#half = bytes / 2;
-    this.#writer = new CaptureWriter(fd, format, { u8: this.#views.u8, dv: this.#views.dv, off, bytes });
+    this.#writer = new CaptureWriter(
+      fd,
+      format,
+      { u8: this.#views.u8, dv: this.#views.dv, off, bytes },
+      spec.interface,
+    );
     this.#copy = new BurstCopy(tools, this.#views);
   }
 
@@ -56,7 +63,7 @@ export class CaptureSink {
 
   /** Adds packet `i` of the burst, whose length is fair. The burst must stay until `settle`. @returns false if the file takes no more */
   add(i: number): boolean {
-    const { burst } = this.#tools.ringStage;
+    const { burst } = this.#tools;
     const len = burst.len[i];
     let at = this.#writer.failed === 0 ? this.#writer.begin(len) : NO_ROOM;
     if (at === NO_ROOM) {
@@ -72,10 +79,10 @@ export class CaptureSink {
 
   /** Does what the packet's receiver would: a checksum that is left undone looks like a wrong one in the file. */
   #complete(i: number, at: number): void {
-    const { header } = this.#tools.ringStage.burst;
+    const { header } = this.#tools.burst;
     this.#copy.flush();
     const start = header.getUint16(HEADER_BYTES * i + csum_start, true);
-    const len = this.#tools.ringStage.burst.len[i];
+    const len = this.#tools.burst.len[i];
     completeChecksum(this.#views.dv, at + start, len - start, header.getUint16(HEADER_BYTES * i + csum_offset, true));
   }
 

@@ -20,7 +20,7 @@ export interface DevicePort extends Port {
   /** receive queues of this thread, 0 to n − 1 */
   readonly queues: number;
   /** The transmit queue that `transmit` uses, where there are several: as many as receive queues. */
-  txQueue?: number;
+  txQueue?: number | undefined;
   /** File descriptors that become readable when there is something to receive; the port's own. None: it must be looked at again and again. */
   readonly eventFds: readonly number[];
   /** Before the thread sleeps: sends what is held back. @returns false if frames have come meanwhile: then it is no time to sleep */

@@ -10,7 +10,7 @@ import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import { BurstCopy } from './burst-copy.ts';
 import type { DeviceOpening, DevicePort, DeviceSpec, DeviceTools, OpenedDevice } from './device-port.ts';
-import { addFrame, clearBurst, countReceived, Sent } from './frame-burst.ts';
+import { addFrame, countReceived, Sent } from './frame-burst.ts';
 import { localMac, PortWindow } from './port-window.ts';
 import type { VdevOf } from './vdev.ts';
 
@@ -67,14 +67,14 @@ export class NullPort implements DevicePort {
     this.queues = spec.noRx ? 0 : 1;
     this.#views = tools.windows[spec.window.id];
     this.#stride = strideOf(spec.size);
-    this.#copy = new BurstCopy(tools, this.#views);
+    this.#copy = new BurstCopy({ burst: tools.ringStage.burst, windows: tools.windows }, this.#views);
     this.#sent = new Sent(counters, tools.ringStage.burst);
   }
 
   receive(): number {
     const { burst } = this.#tools.ringStage;
     const { off, size, copy, noRx } = this.#spec;
-    clearBurst(burst);
+    burst.clear();
     if (noRx) return 0;
     const n = burst.limit;
     if (copy) {

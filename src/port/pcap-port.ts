@@ -9,7 +9,7 @@ import { CaptureNews } from './capture-news.ts';
 import { CaptureSink, type CaptureSinkSpec } from './capture-sink.ts';
 import { CaptureSource, type CaptureSourceSpec, SOURCE_END, SOURCE_FAULT, SOURCE_OPEN } from './capture-source.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
-import { countReceived, Sent } from './frame-burst.ts';
+import { clearBurst, countReceived, Sent } from './frame-burst.ts';
 
 /** What an lcore makes its port from. */
 export interface PcapSpec extends DeviceSpec {
@@ -40,7 +40,10 @@ export class PcapPort implements DevicePort {
     this.#tools = tools;
     this.#sources = spec.sources.map((source) => new CaptureSource(source, tools.windows[spec.window.id]));
     this.queues = this.#sources.length;
-    this.#sink = spec.sink === undefined ? undefined : new CaptureSink(spec.sink, tools);
+    this.#sink =
+      spec.sink === undefined
+        ? undefined
+        : new CaptureSink(spec.sink, { burst: tools.ringStage.burst, windows: tools.windows });
     this.#sent = new Sent(counters, tools.ringStage.burst);
     this.#news = new CaptureNews(spec.news);
   }
@@ -50,8 +53,12 @@ export class PcapPort implements DevicePort {
   }
 
   receive(queue: number): number {
-    const source = this.#sources[queue];
     const { burst } = this.#tools.ringStage;
+    if (queue >= this.#sources.length) {
+      clearBurst(burst);
+      return 0;
+    }
+    const source = this.#sources[queue];
     const before = source.state;
     source.receive(burst);
     if (source.state !== before) this.#tellSource(queue, source);

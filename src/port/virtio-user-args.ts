@@ -18,10 +18,10 @@ export interface VirtioUserArgs {
   readonly packed: boolean;
   readonly inOrder: boolean;
   readonly mergeable: boolean;
-  /** checksums and segmentation may be left to who receives, in both directions */
-  readonly offloads: boolean;
   /** what the link says of its speed, Mbit/s; 0: unknown */
   readonly speed: number;
+  /** checksums and segmentation may be left to who receives, in both directions */
+  readonly offloads: boolean;
 }
 
 /** An address of nobody's, of those that are handed out locally. */
@@ -43,7 +43,7 @@ export function virtioUserArgs({ name, values }: VdevOf<'net_virtio_user'>): Vir
     packed: values.packed_vq,
     inOrder: values.in_order,
     mergeable: values.mrg_rxbuf,
-    offloads: values.offloads,
     speed: values.speed ?? 0,
+    offloads: values.offloads,
   };
 }

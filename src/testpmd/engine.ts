@@ -2,6 +2,7 @@
  * What the prompt asks of testpmd's engine: ports, forwarding between them, and what it has counted. The engine's threads poll; the
  * main thread asks and shows.
  */
+import type { TrafficSettings } from './traffic/traffic-settings.ts';
 
 /** DPDK's forwarding modes (testpmd user guide, "set fwd"), less those for hardware. `mac_retry` is `mac` with `retry`. */
 export const FORWARD_MODES = [
@@ -42,6 +43,8 @@ export interface ForwardConfig {
   /** threads that forward */
   cores: number;
   noisy?: NoisyConfig;
+  /** packets that tell what became of them, and capture files; files are opened with the ports */
+  traffic?: TrafficSettings;
 }
 
 /** struct rte_eth_stats, as far as it means something here; since the last clear. */
@@ -109,6 +112,8 @@ export interface Engine {
   startPort(port: number): Promise<void>;
   stopPort(port: number): Promise<void>;
   setPromiscuous(port: number, on: boolean): void;
+  /** Lines about what became of the packets that were verified in the last run, or are being; none where none are. */
+  trafficReport?(): string[];
   /** Told when a port's link changes: for a line above the prompt. */
   onLink(told: (info: PortInfo) => void): void;
   /** Stops everything, closes all ports, joins all threads. */

@@ -15,6 +15,10 @@ import { MIN_MADE_BYTES } from './modes/txonly.ts';
 import { openPort } from './port-kinds.ts';
 import { STREAM_SLOTS, type StreamPlan, streamCounters } from './stream.ts';
 import { planStreams, type StreamPlace, type Topology } from './topology.ts';
+import { VerifierCounters, type VerifierMemory, verifierMemory } from './traffic/flow-verifier.ts';
+import { OpenTrafficFiles } from './traffic/open-files.ts';
+import { MAX_FLOWS } from './traffic/payload.ts';
+import { trafficReport } from './traffic/traffic-report.ts';
 
 /** What an engine is made of. */
 export interface EngineOptions {
@@ -43,6 +47,8 @@ export interface EngineOptions {
 /** A stream with its counters on the main thread. */
 interface StreamEntry extends StreamPlace {
   readonly counters: SharedArrayBuffer;
+  readonly firstFlow?: number;
+  readonly verifier?: VerifierMemory;
 }
 
 const MAC = /^[0-9a-f]{2}(:[0-9a-f]{2}){5}$/i;
@@ -58,6 +64,9 @@ export class ForwardEngine implements Engine {
   /** those that forward now */
   #running: ForwardThread[] = [];
   #streams: readonly StreamEntry[] = [];
+  #files: OpenTrafficFiles | undefined;
+  /** starts so far */
+  #runs = 0;
   #listeners: ((info: PortInfo) => void)[] = [];
   #forwarding = false;
   #closing: Promise<void> | undefined;
@@ -67,6 +76,7 @@ export class ForwardEngine implements Engine {
     const engine = new ForwardEngine(options);
     try {
       for (const vdev of options.vdevs) await engine.#open(vdev);
+      engine.#openFiles();
       return engine;
     } catch (error) {
       await engine.close();
@@ -88,6 +98,15 @@ export class ForwardEngine implements Engine {
       for (const told of this.#listeners) told(this.#info(port));
     });
     await device.usePairs?.(this.#queues([port]));
+  }
+
+  #openFiles(): void {
+    const { traffic } = this.config;
+    if (traffic === undefined) return;
+    this.#files = new OpenTrafficFiles(
+      traffic,
+      this.#ports.map(({ device }) => device.name),
+    );
   }
 
   get forwarding(): boolean {
@@ -196,8 +215,9 @@ export class ForwardEngine implements Engine {
     while (this.#threads.length < places.length) await this.#addThread();
     const lcores = Math.min(places.length, queues);
     const entries: StreamEntry[] = [];
+    this.#runs++;
     const plans = places.map((mine): RunPlan => {
-      const own = mine.map((place) => ({ ...place, counters: streamCounters() }));
+      const own = mine.map((place) => ({ ...place, ...this.#trafficOf(place, places), counters: streamCounters() }));
       entries.push(...own);
       return this.#planOf(own, lcores);
     });
@@ -206,6 +226,20 @@ export class ForwardEngine implements Engine {
     await this.#tell((t) => ({ type: 'prepare', plan: plans[t], flush: flushRx }));
     if (txFirst > 0) await this.#tell(() => ({ type: 'first', bursts: txFirst }));
     await this.#tell(() => ({ type: 'go' }));
+  }
+
+  /** Of a stream: which flows it makes, so that all streams' are told apart, and where it counts what it verifies. */
+  #trafficOf(place: StreamPlace, places: readonly (readonly StreamPlace[])[]): Partial<StreamEntry> {
+    const { mode, traffic } = this.config;
+    if (traffic === undefined) return {};
+    const all = places.flat();
+    const { plan, verify } = traffic;
+    const made = plan?.flows ?? 0;
+    const verifies = verify !== undefined && (mode === 'rxonly' || (mode === 'flowgen' && plan !== undefined));
+    return {
+      firstFlow: all.indexOf(place) * made,
+      ...(verifies ? { verifier: verifierMemory(Math.min(MAX_FLOWS, Math.max(verify.flows, made * all.length))) } : {}),
+    };
   }
 
   /** What one thread is to do. Of each port it has the queues q with q % lcores alike. */
@@ -222,21 +256,33 @@ export class ForwardEngine implements Engine {
     });
     return {
       ports,
-      streams: streams.map(({ rxPort, txPort, queue, counters }): StreamPlan => {
+      streams: streams.map(({ rxPort, txPort, queue, ...more }): StreamPlan => {
         const local = Math.floor(queue / lcores);
         return {
+          ...more,
           rxPort: numbers.indexOf(rxPort),
           txPort: numbers.indexOf(txPort),
           rxQueue: local,
           txQueue: local,
           peer: this.#peerOf(txPort),
           own: this.#ports[txPort].mac,
-          counters,
         };
       }),
-      settings: { mode, burst, txpkts: [...txpkts], noisy },
+      settings: { mode, burst, txpkts: [...txpkts], noisy, ...this.#threadTraffic },
       retry: retry ? { delay: retryDelay, times: retryNum } : undefined,
     };
+  }
+
+  get #threadTraffic() {
+    const { traffic } = this.config;
+    return traffic === undefined ? {} : { traffic: { ...traffic, ...this.#files?.fds, run: this.#runs } };
+  }
+
+  trafficReport(): string[] {
+    const memories = this.#streams.flatMap(({ verifier }) => verifier ?? []);
+    if (memories.length === 0) return [];
+    const sent = this.streams().reduce((sum, { txPackets }) => sum + txPackets, 0);
+    return trafficReport(new VerifierCounters(...memories), sent > 0 ? sent : undefined);
   }
 
   /** Destination of what leaves a port. */
@@ -290,5 +336,6 @@ export class ForwardEngine implements Engine {
     this.#forwarding = false;
     await Promise.all(this.#threads.map((thread) => thread.end()));
     for (const { device } of this.#ports) await device.close();
+    this.#files?.close();
   }
 }

@@ -2,8 +2,10 @@
  * What a forwarding thread does from start to stop: ports, streams between them, and one turn of work. It does not know of threads.
  */
 import type { DevicePort } from '../port/device-port.ts';
+import { RecordedPort } from '../port/recorded-port.ts';
 import type { Mode, ModeSettings } from './modes/mode.ts';
 import { MODES } from './modes/table.ts';
+import { trafficMode } from './modes/traffic.ts';
 import { type Retry, Stream, type StreamPlan } from './stream.ts';
 import type { Workshop } from './workshop.ts';
 
@@ -20,6 +22,8 @@ export interface ForwardingOptions {
 }
 
 export class Forwarding {
+  /** without what records them */
+  readonly #given: readonly DevicePort[];
   readonly #ports: readonly DevicePort[];
   readonly #streams: readonly Stream[];
   readonly #modes: readonly Mode[];
@@ -30,13 +34,17 @@ export class Forwarding {
   #turns = 0;
 
   /** The ports are its own from now on. They share the workshop's burst. */
-  constructor(ports: readonly DevicePort[], workshop: Workshop, { streams, settings, retry }: ForwardingOptions) {
+  constructor(given: readonly DevicePort[], workshop: Workshop, { streams, settings, retry }: ForwardingOptions) {
     const { burst } = workshop;
-    this.#ports = ports;
     workshop.reset();
+    const ports = recorded(given, workshop, settings);
+    this.#given = given;
+    this.#ports = ports;
     burst.limit = settings.burst;
     this.#streams = streams.map((plan) => new Stream(plan, ports, burst, retry));
-    this.#modes = this.#streams.map((stream) => MODES[settings.mode](stream, workshop, settings));
+    this.#modes = this.#streams.map(
+      (stream) => trafficMode(stream, workshop, settings) ?? MODES[settings.mode](stream, workshop, settings),
+    );
     this.#first = () => this.#streams.map((stream) => MODES.txonly(stream, workshop, settings));
     this.#generates = settings.mode === 'txonly' || settings.mode === 'flowgen';
     this.#allWake = ports.every(({ eventFds }) => eventFds.length > 0);
@@ -49,8 +57,10 @@ export class Forwarding {
 
   /** Throws away what has arrived so far: it is not this run's. */
   flush(): void {
-    for (const { rx, plan } of this.#streams)
+    for (const { plan } of this.#streams) {
+      const rx = this.#given[plan.rxPort];
       for (let n = 0; n < MAX_FLUSHED && rx.receive(plan.rxQueue) > 0; n++) rx.complete(plan.rxQueue);
+    }
   }
 
   /** Sends `bursts` bursts on every stream, as txonly does. */
@@ -76,9 +86,15 @@ export class Forwarding {
 
   /** Before the thread sleeps. @returns ms that it may sleep: 0 if there is something to do, −1 until an eventfd wakes it */
   prepareSleep(): number {
-    if (this.#generates && this.#ports.some(({ canTransmit }) => canTransmit)) return 0;
+    let soon = false;
+    if (this.#generates && this.#ports.some(({ canTransmit }) => canTransmit)) {
+      for (const { nap = 0 } of this.#modes) {
+        if (nap === 0) return 0;
+        soon ||= nap > 0;
+      }
+    }
     for (const port of this.#ports) if (!port.prepareSleep()) return 0;
-    return this.#allWake ? -1 : 1;
+    return this.#allWake && !soon ? -1 : 1;
   }
 
   /** Closes the ports. */
@@ -88,4 +104,18 @@ export class Forwarding {
       port.close();
     }
   }
+}
+
+/** Bytes of the buffer of what a port receives on its way to the file. */
+const RECORD_BYTES = 2 ** 20;
+
+/** The ports, each with what it receives going into the file that is asked for, if one is. */
+function recorded(ports: readonly DevicePort[], workshop: Workshop, { traffic }: ModeSettings): readonly DevicePort[] {
+  const { recordFd: fd, recordTo: path = '' } = traffic ?? {};
+  if (fd === undefined) return ports;
+  return ports.map((port) => {
+    const off = workshop.allocMuch(RECORD_BYTES);
+    const spec = { fd, path, format: 'pcapng', window: workshop.own, off, bytes: RECORD_BYTES } as const;
+    return new RecordedPort(port, { ...spec, interface: port.id }, workshop);
+  });
 }

@@ -1,9 +1,9 @@
 /**
  * The kinds of ports that testpmd has: how each is opened on the main thread, and what a forwarding thread makes of it.
  */
-import { ConfigError } from '../errors.ts';
 import type { WindowHandle, WindowPool, WindowViews } from '../mem/window.ts';
 import type { DevicePort, DeviceTools, OpenedDevice } from '../port/device-port.ts';
+import { createDevice, type DeviceRecipe, openDevice } from '../port/devices.ts';
 import type { VirtioUserSpec } from '../port/user-pair.ts';
 import type { Vdev, VdevOf } from '../port/vdev.ts';
 import { virtioUserArgs } from '../port/virtio-user-args.ts';
@@ -50,13 +50,11 @@ const KINDS: { readonly [Kind in Vdev['kind']]?: PortKind<Kind> } = {
 };
 
 /** Throws ConfigError for a kind that there is not, and what the kind's own opening throws. */
-export function openPort(vdev: Vdev, tools: OpenTools): Promise<TestPort> {
+export async function openPort(vdev: Vdev, tools: OpenTools): Promise<TestPort> {
   const kind = KINDS[vdev.kind] as PortKind<Vdev['kind']> | undefined;
-  if (kind === undefined) {
-    const problem = `there are no ${vdev.kind} ports here; there are ${Object.keys(KINDS).join(', ')}`;
-    throw new ConfigError('CONFIG_INVALID_VALUE', '--vdev', problem, { value: vdev.name });
-  }
-  return kind.open(vdev, tools);
+  if (kind !== undefined) return kind.open(vdev, tools);
+  // a port has one queue pair here, and so one lcore
+  return (await openDevice(vdev, { pool: tools.pool, lcores: 1 })).opened;
 }
 
 /** On the thread that uses the port. */
@@ -67,5 +65,9 @@ export function makePort(
   tools: MakeTools,
   spec: unknown,
 ): DevicePort {
-  return KINDS[kind]!.make(id, counters, tools, spec);
+  const own = KINDS[kind];
+  if (own !== undefined) return own.make(id, counters, tools, spec);
+  const recipe = { kind, spec } as DeviceRecipe;
+  for (const window of recipe.spec.windows) tools.addWindow(window);
+  return createDevice(id, counters, recipe, tools);
 }

@@ -117,6 +117,7 @@ export class Session {
     this.say('Telling cores to stop...\nWaiting for lcores to finish...');
     this.#stats.end(await this.engine.stop());
     this.showForwardStats();
+    this.showTraffic();
     this.say('\nDone.');
   }
 
@@ -205,6 +206,12 @@ export class Session {
 
   showForwardStats(): void {
     this.say(forwardStatistics(this.#stats.forwarded, this.config.mode === 'csum'));
+  }
+
+  /** What became of the packets that were verified, if any were. */
+  showTraffic(): void {
+    const lines = this.engine.trafficReport?.() ?? [];
+    if (lines.length > 0) this.say(lines.join('\n'));
   }
 
   clearForwardStats(): void {

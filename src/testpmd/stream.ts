@@ -3,6 +3,7 @@
  */
 import type { DevicePort } from '../port/device-port.ts';
 import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
+import type { VerifierMemory } from './traffic/flow-verifier.ts';
 
 /** Places of a stream's counters. */
 export const STREAM_SLOTS = {
@@ -36,6 +37,10 @@ export interface StreamPlan {
   readonly own: Uint8Array;
   /** STREAM_SLOTS */
   readonly counters: SharedArrayBuffer;
+  /** what packets that are made here call their first flow */
+  readonly firstFlow?: number;
+  /** where it is counted what became of those that arrive */
+  readonly verifier?: VerifierMemory;
 }
 
 const US_PER_MS = 1000;

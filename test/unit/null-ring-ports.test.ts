@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
+import { once } from 'node:events';
 import { test } from 'node:test';
+import { Worker } from 'node:worker_threads';
 import { NullPort, openNull } from '../../src/port/null-port.ts';
 import { openRing, RING_BYTES, RING_FRAMES, RingPort } from '../../src/port/ring-port.ts';
 import { BAD_OFFLOAD, BURST_SIZE, HEADER_BYTES } from '../../src/virtio-net/burst.ts';
@@ -7,6 +9,7 @@ import { NEED_CSUM } from '../../src/virtio-net/offload.ts';
 import { countersOf, opening, TestThread, vdevOf } from '../kit/device-ports.ts';
 import { frame, mac } from '../kit/frames.ts';
 import { pool } from '../kit/ram.ts';
+import type { RingWork } from '../kit/ring-worker.ts';
 
 const makeNull = (...args: ConstructorParameters<typeof NullPort>) => new NullPort(...args);
 const makeRing = (...args: ConstructorParameters<typeof RingPort>) => new RingPort(...args);
@@ -207,4 +210,38 @@ test('net_null, net_ring: ports that are closed give their windows back, empty',
   assert.ok(next.frames().every((bytes) => bytes.equals(Buffer.alloc(64))));
   next.close();
   await again.close();
+});
+
+test('net_ring: several threads send while one receives: nothing is lost, mixed up or out of order', async () => {
+  const senders = 2;
+  const opened = openRing(vdevOf('net_ring', 'net_ring0'), opening(senders + 1));
+  const windows = Array.from({ length: senders + 1 }, () => pool.acquire());
+  const workers = windows.map((window, i) => {
+    const sender = i === 0 ? undefined : i - 1;
+    const workerData: RingWork = { spec: opened.spec(i, senders + 1), window, sender, frames: 30_000, senders };
+    return new Worker(new URL('../kit/ring-worker.ts', import.meta.url), { workerData });
+  });
+  try {
+    assert.deepEqual(await once(workers[0], 'message'), [undefined]);
+  } finally {
+    await Promise.all(workers.map((worker) => worker.terminate()));
+  }
+  for (const window of windows) pool.release(window);
+  await opened.close();
+});
+
+test("net_null, net_ring: no more packets than the burst should have, and the burst is not taken for a guest's", async () => {
+  const ring = openRing(vdevOf('net_ring', 'net_ring0'), opening());
+  const endless = openNull(vdevOf('net_null', 'net_null0'), opening());
+  const thread = new TestThread();
+  const ports = [thread.port(ring, makeRing), thread.port(endless, makeNull)];
+  thread.send(ports[0], frames(20));
+  thread.burst.limit = 7;
+  for (const port of ports) {
+    thread.burst.uniform = true;
+    assert.deepEqual([port.receive(), thread.burst.count, thread.burst.uniform], [7, 7, false]);
+    port.complete();
+  }
+  for (const opened of [ring, endless]) await opened.close();
+  thread.close();
 });

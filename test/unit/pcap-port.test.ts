@@ -69,6 +69,8 @@ for (const [format, make] of [
     const [from, to] = [thread.port(source, makePcap), thread.port(target, makePcap)];
     const ring = thread.port(between, makeRing);
     assert.deepEqual([from.canTransmit, to.canTransmit, from.queues, to.queues], [false, true, 1, 0]);
+    // a queue that it does not have has nothing
+    assert.equal(to.receive(0), 0);
     while (thread.forward(from, ring) > 0) while (thread.forward(ring, to) > 0);
     to.close();
     const written = readCapture(tx);

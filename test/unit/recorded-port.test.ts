@@ -21,7 +21,11 @@ test('recorded port: what is received is in the file, and everything else is the
   const path = folder.file('recorded.pcapng', captureHeader('pcapng', 'net_ring0'));
   const fd = openSync(path, 'a');
   const inner = thread.port(ring, (...args) => new RingPort(...args));
-  const port = new RecordedPort(inner, { fd, path, format: 'pcapng', window, off, bytes: 2 ** 20 }, thread.tools);
+  const port = new RecordedPort(
+    inner,
+    { fd, path, format: 'pcapng', window, off, bytes: 2 ** 20 },
+    { burst: thread.burst, windows: thread.windows },
+  );
   assert.deepEqual([port.id, port.queues, port.canTransmit, port.eventFds], [inner.id, 1, true, []]);
   const sent = Array.from({ length: 900 }, (_, i) => frame(mac(1), mac(2), 60 + i));
   for (let at = 0; at < sent.length; at += 30) {
@@ -54,7 +58,7 @@ test('recorded port: frames are received though the file takes no more', async (
   const port = new RecordedPort(
     thread.port(endless, (...args) => new NullPort(...args)),
     spec,
-    thread.tools,
+    { burst: thread.burst, windows: thread.windows },
   );
   for (let i = 0; i < 10; i++) assert.equal(port.receive(0), 32);
   assert.equal(port.failed, 28);

@@ -3,6 +3,7 @@
  */
 import type { ForwardMode, NoisyConfig } from '../engine.ts';
 import type { Stream } from '../stream.ts';
+import type { ThreadTraffic } from '../traffic/traffic-settings.ts';
 import type { Workshop } from '../workshop.ts';
 
 /** What modes are told, in plain values. */
@@ -13,11 +14,14 @@ export interface ModeSettings {
   /** bytes of the segments of a packet that is made */
   readonly txpkts: readonly number[];
   readonly noisy: NoisyConfig;
+  readonly traffic?: ThreadTraffic;
 }
 
 export interface Mode {
   /** One turn of the stream. @returns packets received or sent: 0 if there was nothing to do */
   turn(): number;
+  /** Of a mode that sends without being asked: ms until it has something, 0 for now, −1 for never. Default 0. */
+  readonly nap?: number;
 }
 
 export type MakeMode = (stream: Stream, workshop: Workshop, settings: ModeSettings) => Mode;

@@ -223,30 +223,42 @@ function forget(state: Int32Array, seen: number, highest: number, ahead: number)
   }
 }
 
-/** What has been counted, for any thread. */
+/** What has been counted by one verifier or several, for any thread. */
 export class VerifierCounters {
   readonly flows: number;
-  readonly latency: LatencyHistogram;
-  readonly #counters: Float64Array;
+  readonly #counters: readonly Float64Array[];
+  readonly #latencies: readonly LatencyHistogram[];
 
-  constructor({ flows, counters, latency }: VerifierMemory) {
-    this.flows = flows;
-    this.#counters = new Float64Array(counters);
-    this.latency = new LatencyHistogram(latency);
+  /** All of as many flows. */
+  constructor(...memories: readonly VerifierMemory[]) {
+    this.flows = memories[0].flows;
+    this.#counters = memories.map(({ counters }) => new Float64Array(counters));
+    this.#latencies = memories.map(({ latency }) => new LatencyHistogram(latency));
+  }
+
+  /** Of all packets, as it is now. */
+  get latency(): LatencyHistogram {
+    const all = new LatencyHistogram();
+    for (const one of this.#latencies) all.add(one);
+    return all;
+  }
+
+  #sum(slot: number): number {
+    return this.#counters.reduce((sum, counters) => sum + counters[slot], 0);
   }
 
   /** Packets that are none of ours. */
   get foreign(): number {
-    return this.#counters[FOREIGN];
+    return this.#sum(FOREIGN);
   }
 
   /** Ours, of a flow that is not expected. */
   get unknownFlow(): number {
-    return this.#counters[UNKNOWN_FLOW];
+    return this.#sum(UNKNOWN_FLOW);
   }
 
   of(flow: number, counter: FlowCounter): number {
-    return this.#counters[TOTALS + SLOTS * flow + SLOT[counter]];
+    return this.#sum(TOTALS + SLOTS * flow + SLOT[counter]);
   }
 
   /** Of all flows together. */
@@ -257,7 +269,7 @@ export class VerifierCounters {
   }
 
   clear(): void {
-    this.#counters.fill(0);
-    this.latency.clear();
+    for (const counters of this.#counters) counters.fill(0);
+    for (const latency of this.#latencies) latency.clear();
   }
 }

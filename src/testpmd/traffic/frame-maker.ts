@@ -7,7 +7,7 @@
 import type { WindowViews } from '../../mem/window.ts';
 import { NanosecondStamp } from '../../net/capture-format.ts';
 import { onesSum } from '../../net/checksum.ts';
-import { addFrame, clearBurst } from '../../port/frame-burst.ts';
+import { addFrame } from '../../port/frame-burst.ts';
 import { MonotonicClock } from '../../sys/clock.ts';
 import { ETH_P_8021Q, ETH_P_IP, ETHHDR, IPHDR, IPPROTO_UDP, UDPHDR, VLAN_HLEN } from '../../uapi/ip.ts';
 import { BURST_SIZE, type Burst } from '../../virtio-net/burst.ts';
@@ -54,7 +54,8 @@ export class FrameMaker {
   readonly #flows: number;
   readonly #headers: number;
   readonly #ipOff: number;
-  readonly #run: number;
+  /** of the first flow: the run and the flow as they are written */
+  readonly #firstWord: number;
   /** by flow: the sum of its IPv4 header without the length */
   readonly #ipSums: Uint16Array;
   /** the sizes in turn; or, where they are random, just min and span */
@@ -70,6 +71,7 @@ export class FrameMaker {
 
   /**
    * @param off where in the window `makerBytes` bytes are the maker's, a multiple of 64
+   * @param firstFlow what the first flow is called; those of several makers are told apart so
    * @param run tells these packets from those of earlier runs with the same flows
    * @param numbers a word for each flow, zero, which the maker alone writes
    */
@@ -79,11 +81,12 @@ export class FrameMaker {
     views: WindowViews,
     off: number,
     run = 0,
+    firstFlow = 0,
     numbers = new SharedArrayBuffer(4 * plan.flows),
   ) {
     const { min, max } = extremes(plan.sizes);
-    if (plan.flows < 1 || plan.flows > MAX_FLOWS)
-      throw new RangeError(`${plan.flows} flows: 1 to ${MAX_FLOWS} can be made`);
+    if (plan.flows < 1 || firstFlow + plan.flows > MAX_FLOWS)
+      throw new RangeError(`${firstFlow + plan.flows} flows: 1 to ${MAX_FLOWS} can be made`);
     if (min < leastFrame(plan) || max > MAX_MADE_FRAME)
       throw new RangeError(`frames of ${min} to ${max} bytes cannot be made`);
     this.#burst = burst;
@@ -95,7 +98,7 @@ export class FrameMaker {
     this.#stride = strideOf(plan);
     this.#headers = headersOf(plan);
     this.#ipOff = this.#headers - IPHDR.size - UDPHDR.size;
-    this.#run = run % RUNS;
+    this.#firstWord = ((run % RUNS) << 24) | firstFlow;
     this.numbers = new Int32Array(numbers);
     this.#ipSums = new Uint16Array(plan.flows);
     for (let flow = 0; flow < plan.flows; flow++) this.#writeTemplate(plan, flow);
@@ -147,7 +150,7 @@ export class FrameMaker {
   make(n: number): void {
     const burst = this.#burst;
     const { numbers } = this;
-    clearBurst(burst);
+    burst.clear();
     this.#clock.read();
     this.#stamp.set(this.#clock.sec, this.#clock.nsec);
     const timeHi = this.#stamp.hi & TIME_HI_MASK;
@@ -159,7 +162,7 @@ export class FrameMaker {
       const number = numbers[flow];
       numbers[flow] = (number + 1) | 0;
       this.#writeHeaders(flow, at, size);
-      this.#writeHead(at + this.#headers, (this.#run << 24) | flow, number, timeHi, timeLo, this.#tails[size]);
+      this.#writeHead(at + this.#headers, this.#firstWord + flow, number, timeHi, timeLo, this.#tails[size]);
       addFrame(burst, this.#views, at, size);
       if (++flow === this.#flows) flow = 0;
     }

@@ -66,6 +66,16 @@ export class LatencyHistogram {
     slots[FIRST + (ns < 2 ** 31 ? bucketOf(ns) : OVER)]++;
   }
 
+  /** Adds what another has recorded. */
+  add(other: LatencyHistogram): void {
+    const slots = this.#slots;
+    const theirs = other.#slots;
+    if (theirs[COUNT] > 0 && (slots[COUNT] === 0 || theirs[MIN] < slots[MIN])) slots[MIN] = theirs[MIN];
+    slots[MAX] = Math.max(slots[MAX], theirs[MAX]);
+    for (const slot of [COUNT, SUM, IMPOSSIBLE]) slots[slot] += theirs[slot];
+    for (let slot = FIRST; slot < slots.length; slot++) slots[slot] += theirs[slot];
+  }
+
   clear(): void {
     this.#slots.fill(0);
   }
