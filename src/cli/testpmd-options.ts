@@ -33,7 +33,7 @@ import { resolveTraffic, TRAFFIC } from './traffic-options.ts';
 import { takeApart } from './two-sides.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */
-export interface TestpmdCommandLine extends Omit<EalSettings, 'ports'> {
+export interface TestpmdCommandLine extends Pick<EalSettings, 'cores' | 'ignored' | 'notes'> {
   readonly help: boolean;
   readonly version: boolean;
   /** Print the version at start. */
@@ -241,8 +241,8 @@ export function parseTestpmd(argv: readonly string[]): TestpmdCommandLine {
   if (vdevs.length > DPDK_MAX_PORTS) {
     throw new ConfigError('CONFIG_CONFLICT', '--vdev', `${vdevs.length} devices; there can be ${DPDK_MAX_PORTS}`);
   }
-  const { ports: _, ...eal } = resolveEal(given);
-  const app = resolveTestpmd(given, vdevs.length, eal.cores?.workers.length);
+  const { cores, ...eal } = resolveEal(given);
+  const app = resolveTestpmd(given, vdevs.length, cores?.workers.length);
   checkQueues(app.forward, vdevs);
   refuseLater(given);
   const ignored = given.filter((one) => TESTPMD_IGNORED.includes(one.row)).map(spell);
@@ -251,7 +251,7 @@ export function parseTestpmd(argv: readonly string[]): TestpmdCommandLine {
     help,
     version,
     showVersion: givenValue(given, TESTPMD_EAL.showVersion) ?? false,
-    ...eal,
+    ...(cores === undefined ? {} : { cores }),
     ...app,
     vdevs,
     ignored: [...eal.ignored, ...ignored, ...words],

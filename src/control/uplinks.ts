@@ -7,9 +7,12 @@ import type { WindowPool } from '../mem/window.ts';
 import type { LinkState } from '../port/device-port.ts';
 import { comesBack, openDevice, type UplinkDevice } from '../port/devices.ts';
 import { interfaceOfCard, type PciRequest } from '../port/pci-interface.ts';
+import type { SteeringCounts } from '../port/steering.ts';
 import { parseVdev, type Vdev } from '../port/vdev.ts';
 import { PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts';
+import type { UplinkConfig } from '../switch/switch-config.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
+import { GuestSteering } from './guest-steering.ts';
 
 /** A port that is no guest's, as the user asks for it. */
 export type PortRequest = Vdev | PciRequest;
@@ -23,6 +26,8 @@ export interface UplinkInfo {
   readonly link: LinkState;
   /** see {@link PORT_COUNTER_HELP}; what a guest sends is what comes in here: tx_packets have come from the network */
   readonly counters: Record<PortCounter, number>;
+  /** what has come by which queue, where the uplink can choose one by {address, VLAN} */
+  readonly steered: SteeringCounts | undefined;
 }
 
 /** Between two looks for an interface that was removed. */
@@ -39,7 +44,8 @@ function vdevOf(request: PortRequest, number: number): Vdev {
 /** What a port is called in messages. */
 export const portName = (request: PortRequest): string => (request.kind === 'pci' ? request.address : request.name);
 
-const macText = (mac: Uint8Array) => [...mac].map((byte) => byte.toString(16).padStart(2, '0')).join(':');
+/** A MAC address in text. */
+export const macText = (mac: Uint8Array) => [...mac].map((byte) => byte.toString(16).padStart(2, '0')).join(':');
 
 /** What uplinks need of the switch. */
 export interface UplinkTools {
@@ -54,6 +60,7 @@ class Uplink {
   readonly name: string;
   readonly #vdev: Vdev;
   readonly #tools: UplinkTools;
+  readonly #guests: GuestSteering;
   #device: UplinkDevice | undefined;
   #lcores: LcoreGroup | undefined;
   #retry: NodeJS.Timeout | undefined;
@@ -62,21 +69,33 @@ class Uplink {
   #turning: Promise<void> = Promise.resolve();
   #toldProblem = '';
 
-  constructor(request: PortRequest, number: number, id: number, tools: UplinkTools) {
+  constructor(request: PortRequest, number: number, id: number, tools: UplinkTools, guests: GuestSteering) {
     this.id = id;
     this.name = portName(request);
     this.#vdev = vdevOf(request, number);
     this.#tools = tools;
+    this.#guests = guests;
   }
 
   get link(): LinkState {
     return this.#device?.opened.link ?? GONE;
   }
 
+  /** As opened first; an MTU that changes later counts from the switch's next start. */
+  get port(): UplinkConfig {
+    return { port: this.id, mtu: (this.#device as UplinkDevice).opened.mtu };
+  }
+
+  get steered(): SteeringCounts | undefined {
+    return this.#device?.opened.steering?.counts();
+  }
+
   async open(): Promise<void> {
     const { pool, lcores } = this.#tools;
     const device = await openDevice(this.#vdev, { pool, lcores });
     this.#device = device;
+    const { steering } = device.opened;
+    if (steering !== undefined) this.#guests.addTable(steering);
     device.opened.onLink((link) => this.#onLink(device, link));
   }
 
@@ -110,7 +129,13 @@ class Uplink {
 
   async #takeOut(device: UplinkDevice): Promise<void> {
     await this.#lcores?.removeDevice(this.id);
-    await device.opened.close();
+    await this.#closeDevice(device);
+  }
+
+  async #closeDevice(device: UplinkDevice | undefined): Promise<void> {
+    const steering = device?.opened.steering;
+    if (steering !== undefined) this.#guests.removeTable(steering);
+    await device?.opened.close();
   }
 
   #retryLater(): void {
@@ -130,7 +155,7 @@ class Uplink {
       const absent = (error as { code?: string }).code === 'UPLINK_NO_INTERFACE';
       if (!absent && message !== this.#toldProblem) this.#tools.log('error', `uplink ${this.name}: ${message}`);
       this.#toldProblem = absent ? '' : message;
-      await this.#device?.opened.close();
+      await this.#closeDevice(this.#device);
       this.#device = undefined;
       this.#retryLater();
     }
@@ -141,7 +166,7 @@ class Uplink {
     this.#closed = true;
     clearTimeout(this.#retry);
     await this.#turning.catch(() => {}); // the lcores have ended meanwhile
-    await this.#device?.opened.close();
+    await this.#closeDevice(this.#device);
     this.#device = undefined;
   }
 }
@@ -149,16 +174,20 @@ class Uplink {
 /** All uplinks of a switch. */
 export class Uplinks {
   readonly #uplinks: readonly Uplink[];
+  /** the guests as those uplinks know them that can choose a queue by them */
+  readonly guests: GuestSteering;
   #lcores: LcoreGroup | undefined;
 
-  private constructor(uplinks: readonly Uplink[]) {
+  private constructor(uplinks: readonly Uplink[], guests: GuestSteering) {
     this.#uplinks = uplinks;
+    this.guests = guests;
   }
 
   /** Opens them, as ports from `firstPort` on. Rejects, with nothing left open, when one cannot be had. */
   static async open(requests: readonly PortRequest[], firstPort: number, tools: UplinkTools): Promise<Uplinks> {
-    const uplinks = requests.map((request, i) => new Uplink(request, i, firstPort + i, tools));
-    const all = new Uplinks(uplinks);
+    const guests = new GuestSteering(tools.lcores);
+    const uplinks = requests.map((request, i) => new Uplink(request, i, firstPort + i, tools, guests));
+    const all = new Uplinks(uplinks, guests);
     try {
       for (const uplink of uplinks) await uplink.open();
       return all;
@@ -166,6 +195,11 @@ export class Uplinks {
       await all.close();
       throw error;
     }
+  }
+
+  /** What the rules of the switch know of them. */
+  get ports(): UplinkConfig[] {
+    return this.#uplinks.map(({ port }) => port);
   }
 
   /** Lets the lcores use them. */
@@ -176,8 +210,8 @@ export class Uplinks {
 
   get info(): UplinkInfo[] {
     const lcores = this.#lcores as LcoreGroup;
-    return this.#uplinks.map(({ id, name, link }) => {
-      return { id, name, link, counters: readCounters(PORT_SLOTS, lcores.counters(id)) };
+    return this.#uplinks.map(({ id, name, link, steered }) => {
+      return { id, name, link, counters: readCounters(PORT_SLOTS, lcores.counters(id)), steered };
     });
   }
 

@@ -15,7 +15,7 @@ import { VhostUserServer } from '../vhost-user/server.ts';
 import { NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
-import { type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
+import { macText, type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
 
 /** The tag of device n is this plus n. */
 const FIRST_VLAN_TAG = 1000;
@@ -83,15 +83,15 @@ interface Entry {
   readonly socket: string;
   readonly name: string;
   mac: string | undefined;
+  /** index of the lcore that polls its first queue */
+  readonly lcore: number;
   /** being disconnected for what it did; that is told once, however often it shows */
   doomed: boolean;
 }
 
-/** A MAC address in text, from its first four and last two bytes as little-endian words. */
-function macText(first: number, last: number): string {
-  const bytes = [first, first >> 8, first >> 16, first >> 24, last, last >> 8];
-  return bytes.map((byte) => (byte & 0xff).toString(16).padStart(2, '0')).join(':');
-}
+/** A MAC address, from its first four and last two bytes as little-endian words. */
+const macBytes = (first: number, last: number) =>
+  Uint8Array.of(first, first >> 8, first >> 16, first >> 24, last, last >> 8);
 
 /** A switch at work, from {@link VhostSwitch.start} to {@link VhostSwitch.close}. */
 export class VhostSwitch {
@@ -128,7 +128,7 @@ export class VhostSwitch {
   async #start(): Promise<void> {
     const { config, poll, lcores, uplinks = [], log, onFatal } = this.#options;
     const events: LcoreThreadEvents = {
-      onRegistered: (port, first, last) => this.#onRegistered(port, macText(first, last)),
+      onRegistered: (port, first, last) => this.#onRegistered(port, macBytes(first, last)),
       onDuplicate: (port) =>
         this.#options.print(
           `DATA: (${port}) WARNING: This device is using an existing MAC address and has not been registered.`,
@@ -141,8 +141,8 @@ export class VhostSwitch {
     };
     const pool = this.#pool;
     this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, { pool, lcores: lcores.length, log });
-    const maxPorts = config.maxPorts + uplinks.length;
-    this.#lcores = await LcoreGroup.start({ config: { ...config, maxPorts }, poll, lcores, pool }, events);
+    const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
+    this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
     await this.#uplinks.addTo(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
@@ -174,8 +174,9 @@ export class VhostSwitch {
       onDestroyed: () => this.#onDestroyed(id),
       onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
     });
-    this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, doomed: false };
     const { lcore, done } = lcores.addPort(id);
+    const index = this.#options.lcores.findIndex((place) => place.lcore === lcore);
+    this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, lcore: index, doomed: false };
     done.catch((error) => this.#options.onFatal(error));
     this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
@@ -204,14 +205,17 @@ export class VhostSwitch {
 
   #onDestroyed(id: number): void {
     this.#entries[id] = undefined;
+    this.#uplinks?.guests.remove(id);
     this.#comings.log('info', `DATA: (${id}) Device has been removed`);
   }
 
-  #onRegistered(id: number, mac: string): void {
+  #onRegistered(id: number, mac: Uint8Array): void {
     const entry = this.#entries[id];
     if (entry === undefined) return;
-    entry.mac = mac;
-    this.#options.print(`DATA: (${id}) MAC_ADDRESS ${mac} and VLAN_TAG ${FIRST_VLAN_TAG + id} registered`);
+    entry.mac = macText(mac);
+    const vlan = FIRST_VLAN_TAG + id;
+    this.#options.print(`DATA: (${id}) MAC_ADDRESS ${entry.mac} and VLAN_TAG ${vlan} registered`);
+    this.#uplinks?.guests.add(id, mac, [0, vlan], entry.lcore);
   }
 
   /** Memory is gone that the lcore was using: zero pages take its place, and the device goes. */

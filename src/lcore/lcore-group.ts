@@ -8,8 +8,8 @@ import { packChunks } from '../mem/address-map.ts';
 import type { WindowPool } from '../mem/window.ts';
 import type { UplinkDevice } from '../port/devices.ts';
 import { addBlock, counterBlock, PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
-import { sharedSwitchState } from '../switch/classify.ts';
-import type { SwitchConfig } from '../switch/switch-config.ts';
+import { sharedSwitchState } from '../switch/learner.ts';
+import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import type { NetDatapath } from '../virtio-net/net-datapath.ts';
 import { isTransmit } from '../virtio-net/net-vring.ts';
@@ -71,12 +71,12 @@ export class LcoreGroup implements NetDatapath {
     }
   }
 
-  /** Makes port `port`. @returns the number of the lcore that will poll its first queue */
-  addPort(port: number): { lcore: number; done: Promise<void> } {
+  /** Makes port `port`, in VLANs of its own if it has any. @returns the number of the lcore that will poll its first queue */
+  addPort(port: number, vlan?: PortVlan): { lcore: number; done: Promise<void> } {
     const home = this.#leastBusy();
     const blocks = this.#threads.map(() => counterBlock(PORT_SLOTS));
     this.#ports.set(port, { home, blocks, vrings: [] });
-    const done = Promise.all(this.#threads.map((thread, i) => thread.addPort(port, blocks[i]))).then(() => {});
+    const done = Promise.all(this.#threads.map((thread, i) => thread.addPort(port, blocks[i], vlan))).then(() => {});
     return { lcore: this.#places[home].lcore, done };
   }
 

@@ -7,8 +7,8 @@ import { SwitchError } from '../errors.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import type { DeviceRecipe } from '../port/devices.ts';
 import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
-import type { SharedSwitchState } from '../switch/classify.ts';
-import type { SwitchConfig } from '../switch/switch-config.ts';
+import type { SharedSwitchState } from '../switch/learner.ts';
+import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import { createEventfd, drainNow, eventfdFull, signal } from '../sys/eventfd.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import type { LcoreEvents } from './lcore.ts';
@@ -165,8 +165,8 @@ export class LcoreThread {
     return answer;
   }
 
-  async addPort(port: number, counters: SharedArrayBuffer): Promise<void> {
-    await this.#post({ type: 'addPort', port, counters });
+  async addPort(port: number, counters: SharedArrayBuffer, vlan: PortVlan | undefined): Promise<void> {
+    await this.#post({ type: 'addPort', port, counters, vlan });
   }
 
   async addDevice(port: number, counters: SharedArrayBuffer, recipe: DeviceRecipe): Promise<void> {

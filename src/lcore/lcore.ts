@@ -6,10 +6,12 @@ import type { WindowHandle, WindowViews } from '../mem/window.ts';
 import type { DevicePort } from '../port/device-port.ts';
 import type { DeviceRecipe } from '../port/devices.ts';
 import type { Port } from '../port/port.ts';
+import { RxRetry } from '../port/rx-retry.ts';
 import { LCORE_SLOTS, PORT_SLOTS } from '../stats/counters.ts';
-import { Classifier, type SharedSwitchState } from '../switch/classify.ts';
-import { Forwarder } from '../switch/forward.ts';
-import type { SwitchConfig } from '../switch/switch-config.ts';
+import { Learner, type SharedSwitchState } from '../switch/learner.ts';
+import { vidOf } from '../switch/mac-table.ts';
+import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
+import { makeSwitching, type Switching } from '../switch/switching.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import { NO_FD } from '../vhost/vhost-device.ts';
@@ -21,15 +23,17 @@ export interface LcoreEvents extends RingEvents {
   onDuplicate(port: number, first: number, last: number): void;
 }
 
-/** Where injected frames lie in the bounce window. */
+/** Where injected frames lie in the bounce window, and where the switch's own fronts do. */
 const INJECT_OFF = 65536;
+const FRONTS_OFF = 2 ** 19;
 const MAC_BYTES = 6;
 
 export class Lcore {
   readonly #config: SwitchConfig;
   readonly #table: PortTable;
-  readonly #classifier: Classifier;
-  readonly #forwarder: Forwarder;
+  readonly #learner: Learner;
+  readonly #switching: Switching;
+  readonly #retry: RxRetry;
   readonly #bounce: WindowViews;
   readonly counters: Float64Array;
   #now = 0;
@@ -50,15 +54,17 @@ export class Lcore {
   ) {
     this.#config = config;
     this.counters = counters;
-    this.#table = new PortTable(config.maxPorts, caller, bounce, events);
+    this.#retry = new RxRetry(config.rxRetry?.num, config.rxRetry?.delayUs);
+    this.#table = new PortTable(config.maxPorts, caller, bounce, events, this.#retry);
     this.#bounce = this.#table.addWindow(bounce);
-    this.#classifier = new Classifier(
+    this.#learner = new Learner(
       config,
       (port, first, last) => events.onRegistered(port, first, last),
       (port, first, last) => events.onDuplicate(port, first, last),
       shared,
     );
-    this.#forwarder = new Forwarder(this.#classifier, this.#table.ports, config.maxPorts);
+    const { ports, windows } = this.#table;
+    this.#switching = makeSwitching(config, this.#learner, ports, windows, this.#bounce, FRONTS_OFF);
   }
 
   /** One round: a burst from every queue, switched. @returns packets switched */
@@ -73,19 +79,25 @@ export class Lcore {
   #pollQueue(port: Port, queue: number): number {
     const n = port.receive(queue);
     if (n === 0) return 0;
-    const { burst } = this.#table;
-    this.#classifier.classify(burst, port.id, port.counters, this.#now);
-    this.#forwarder.forward(burst, port);
+    this.#switchBurst(port);
     port.complete(queue);
     this.counters[LCORE_SLOTS.bursts]++;
     return n;
+  }
+
+  /** What the burst has comes from `port`. */
+  #switchBurst(port: Port): void {
+    const { burst } = this.#table;
+    this.#retry.begin(this.#learner.isUplink[port.id] === 1);
+    this.#switching.classifier.classify(burst, port.id, port.counters, this.#now);
+    this.#switching.forwarder.forward(burst, port);
   }
 
   /** Tells the time, seconds; ages the MAC table, and asks again for translations that have not come. To be called about once a second. */
   tick(now: number): void {
     this.#now = now;
     const { learning, macAgeing } = this.#config;
-    if (learning === 'dynamic' && macAgeing > 0) this.#classifier.table.age(now, macAgeing);
+    if (learning === 'dynamic' && macAgeing > 0) this.#learner.table.age(now, macAgeing);
     for (const port of this.#table.guests) port.askAgain();
     for (const port of this.#table.devices) port.tick?.();
   }
@@ -130,8 +142,7 @@ export class Lcore {
     burst.putOne(this.#bounce.id, INJECT_OFF, frame);
     port.counters[PORT_SLOTS.tx_packets]++;
     port.counters[PORT_SLOTS.tx_bytes] += frame.length;
-    this.#classifier.classify(burst, id, port.counters, this.#now);
-    this.#forwarder.forward(burst, port);
+    this.#switchBurst(port);
   }
 
   /** Learns addresses, 6 bytes each, as if the guest behind port `id` had just used them. */
@@ -142,12 +153,14 @@ export class Lcore {
     const words: number[] = [];
     for (let at = 0; at < macs.length; at += MAC_BYTES)
       words.push(view.getInt32(at, true), view.getUint16(at + 4, true));
-    this.#classifier.adopt(words, id, port.counters, this.#now);
+    this.#learner.adopt(words, this.#switching.classifier.untaggedVid(id), id, port.counters, this.#now);
   }
 
-  /** The addresses that have been learned on port `id`, 6 bytes each. */
+  /** The addresses that have been learned on port `id`, 6 bytes each; of a device in several VLANs, those of its untagged frames. */
   known(id: number): Uint8Array {
-    const words = this.#classifier.table.addressesOf(id);
+    const vid = this.#switching.classifier.untaggedVid(id);
+    const all = this.#learner.table.addressesOf(id);
+    const words = all.filter((_, i) => vidOf(all[i | 1]) === vid);
     const macs = new Uint8Array(3 * words.length);
     const view = new DataView(macs.buffer);
     for (let i = 0; i < words.length; i += 2) {
@@ -157,8 +170,10 @@ export class Lcore {
     return macs;
   }
 
-  addPort(id: number, counters: SharedArrayBuffer): void {
+  /** @param vlan the device's own VLANs; without, it is in those of the switch's plan */
+  addPort(id: number, counters: SharedArrayBuffer, vlan?: PortVlan): void {
     this.#table.addPort(id, counters);
+    this.#switching.classifier.setPort(id, vlan);
   }
 
   /** A port that is no guest: an uplink. @returns it */
@@ -174,7 +189,7 @@ export class Lcore {
   /** Closes the port if it is no guest's. */
   removePort(id: number): void {
     this.#table.removePort(id);
-    this.#classifier.forget(id);
+    this.#switching.classifier.forget(id);
   }
 
   /** Closes the ports that are no guests': the thread is about to end. */

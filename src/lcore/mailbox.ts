@@ -7,8 +7,8 @@
  */
 import type { WindowHandle } from '../mem/window.ts';
 import type { DeviceRecipe } from '../port/devices.ts';
-import type { SharedSwitchState } from '../switch/classify.ts';
-import type { SwitchConfig } from '../switch/switch-config.ts';
+import type { SharedSwitchState } from '../switch/learner.ts';
+import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 
 /** Words of the control block. */
@@ -18,7 +18,12 @@ export const CONTROL_CALLING = 1;
 export const CONTROL_WORDS = 2;
 
 export type Command =
-  | { readonly type: 'addPort'; readonly port: number; readonly counters: SharedArrayBuffer }
+  | {
+      readonly type: 'addPort';
+      readonly port: number;
+      readonly counters: SharedArrayBuffer;
+      readonly vlan: PortVlan | undefined;
+    }
   /** a port that is no guest */
   | {
       readonly type: 'addDevice';

@@ -5,6 +5,7 @@ import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.t
 import type { DevicePort } from '../port/device-port.ts';
 import { createDevice, type DeviceRecipe } from '../port/devices.ts';
 import type { Port } from '../port/port.ts';
+import { RxRetry } from '../port/rx-retry.ts';
 import { type PortTools, VhostPort } from '../port/vhost-port.ts';
 import { counterBlock, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
@@ -54,13 +55,23 @@ export class PortTable {
   readonly windows: WindowViews[] = [];
   readonly #tools: PortTools;
 
-  /** Port numbers are below `maxPorts`. `caller` signals the guests. `bounce`: a window of the thread's own, from BOUNCE_OFF on. */
-  constructor(maxPorts: number, caller: Caller, bounce: WindowHandle, { onFault, onMiss }: RingEvents) {
+  /**
+   * Port numbers are below `maxPorts`. `caller` signals the guests. `bounce`: a window of the thread's own, from BOUNCE_OFF on.
+   * @param retry patience with full receive rings; by default there is none
+   */
+  constructor(
+    maxPorts: number,
+    caller: Caller,
+    bounce: WindowHandle,
+    { onFault, onMiss }: RingEvents,
+    retry = new RxRetry(),
+  ) {
     const { windows } = this;
     const ringStage = this.#ringStage;
     this.ports = Array(maxPorts).fill(undefined);
     const offload = new OffloadStage(this.addWindow(bounce), BOUNCE_OFF, BOUNCE_BYTES);
-    this.#tools = { ringStage, windows, caller, enqueuer: new Enqueuer(ringStage, offload, windows), onFault, onMiss };
+    const enqueuer = new Enqueuer(ringStage, offload, windows);
+    this.#tools = { ringStage, windows, caller, retry, enqueuer, onFault, onMiss };
   }
 
   addPort(id: number, counters: SharedArrayBuffer): void {

@@ -63,7 +63,7 @@ function watchKick(port: number, vring: number, fd: number | undefined): void {
 function carryOut(command: Command): Answer {
   switch (command.type) {
     case 'addPort':
-      lcore.addPort(command.port, command.counters);
+      lcore.addPort(command.port, command.counters, command.vlan);
       return undefined;
     case 'addDevice': {
       const { eventFds } = lcore.addDevice(command.port, command.counters, command.recipe);

@@ -4,6 +4,7 @@
  */
 
 export const I32 = 0x7f;
+export const I64 = 0x7e;
 export const V128 = 0x7b;
 const VOID = 0x40;
 
@@ -19,12 +20,12 @@ function uleb(n: number): number[] {
 }
 
 /** Signed LEB128. */
-function sleb(n: number): number[] {
+function sleb(n: bigint): number[] {
   const bytes: number[] = [];
   for (;;) {
-    const byte = n & 0x7f;
-    n >>= 7;
-    const last = (n === 0 && (byte & 0x40) === 0) || (n === -1 && (byte & 0x40) !== 0);
+    const byte = Number(n & 0x7fn);
+    n >>= 7n;
+    const last = (n === 0n && (byte & 0x40) === 0) || (n === -1n && (byte & 0x40) !== 0);
     bytes.push(last ? byte : byte | 0x80);
     if (last) return bytes;
   }
@@ -39,8 +40,8 @@ export const op = {
   get: (local: number): Code => [0x20, ...uleb(local)],
   set: (local: number): Code => [0x21, ...uleb(local)],
   tee: (local: number): Code => [0x22, ...uleb(local)],
-  const: (n: number): Code => [0x41, ...sleb(n)],
-  const64: (n: number): Code => [0x42, ...sleb(n)],
+  const: (n: number): Code => [0x41, ...sleb(BigInt(n | 0))],
+  const64: (n: number): Code => [0x42, ...sleb(BigInt(n))],
   eqz: [0x45] as Code,
   eq: [0x46] as Code,
   ne: [0x47] as Code,
@@ -58,10 +59,16 @@ export const op = {
   /** Takes a, b and an i32: a if that is not zero, else b. */
   select: [0x1b] as Code,
   shl: [0x74] as Code,
-  shl64: [0x86] as Code,
+  gtU64: [0x56] as Code,
+  sub64: [0x7d] as Code,
+  and64: [0x83] as Code,
   or64: [0x84] as Code,
+  shl64: [0x86] as Code,
+  shrU64: [0x88] as Code,
   /** i32 to i64, unsigned */
   extend: [0xad] as Code,
+  /** the lower half of an i64 */
+  wrap: [0xa7] as Code,
   load8: (mem: number, offset = 0): Code => [0x2d, ...memarg(mem, offset)],
   load16: (mem: number, offset = 0): Code => [0x2f, ...memarg(mem, offset)],
   load32: (mem: number, offset = 0): Code => [0x28, ...memarg(mem, offset)],
@@ -72,7 +79,7 @@ export const op = {
   /** Takes a v128: word number `lane`. */
   lane32: (lane: number): Code => [0xfd, 0x1b, lane],
   /** Orders what follows behind it: sequentially consistent. */
-  atomicLoad16: (mem: number, offset = 0): Code => [0xfe, 0x13, 0x41, ...uleb(mem), ...uleb(offset)],
+  atomicLoad64: (mem: number, offset = 0): Code => [0xfe, 0x11, 0x43, ...uleb(mem), ...uleb(offset)],
   store8: (mem: number, offset = 0): Code => [0x3a, ...memarg(mem, offset)],
   store16: (mem: number, offset = 0): Code => [0x3b, ...memarg(mem, offset)],
   store32: (mem: number, offset = 0): Code => [0x36, ...memarg(mem, offset)],

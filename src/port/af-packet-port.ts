@@ -25,11 +25,10 @@ import {
   TPACKET2_ADDRESS_OFF,
   TPACKET2_HDR,
 } from '../uapi/packet.ts';
-import { BURST_SIZE } from '../virtio-net/burst.ts';
+import { BURST_SEGMENTS, BURST_SIZE } from '../virtio-net/burst.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
-import { MAX_SEGMENTS } from '../virtqueue/segments.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
-import { emptyBurst, insertTag, KERNEL_HEADER_BYTES, putFrame, TAG_BYTES, writeHeader } from './kernel-frame.ts';
+import { KERNEL_HEADER_BYTES, putFrame, setTag, writeHeader } from './kernel-frame.ts';
 import { SendOutcome } from './send-outcome.ts';
 
 const { off: SLOT } = TPACKET2_HDR;
@@ -38,10 +37,10 @@ const STATUS_WORD = SLOT.tp_status / 4;
 const LEN_WORD = SLOT.tp_len / 4;
 const SNAPLEN_WORD = SLOT.tp_snaplen / 4;
 
-/** Room for a frame of the socket's queue: header, the longest one there is, and its tag; whole cache lines. */
+/** Room for a frame of the socket's queue: header, and the longest one there is; whole cache lines. */
 const BIG_BYTES = Math.ceil((KERNEL_HEADER_BYTES + MAX_GSO_BYTES) / 64) * 64;
-/** What a queue has in the window behind its ring: room for a burst of long frames, and for a burst of tags. */
-export const QUEUE_EXTRA_BYTES = BURST_SIZE * (BIG_BYTES + TAG_BYTES);
+/** What a queue has in the window behind its ring: room for a burst of long frames. */
+export const QUEUE_EXTRA_BYTES = BURST_SIZE * BIG_BYTES;
 
 /** A receive queue: a socket, and what of the port's window is its own. */
 export interface AfPacketQueue {
@@ -67,7 +66,6 @@ class Receiver {
   readonly #frames: number;
   readonly #frameBytes: number;
   readonly #bigOff: number;
-  readonly #tagsOff: number;
   readonly #big = new MessageBatch(BURST_SIZE, BURST_SIZE);
   /** the slot that the kernel fills next */
   #next = 0;
@@ -83,7 +81,6 @@ class Receiver {
     this.#frames = frames;
     this.#frameBytes = frameBytes;
     this.#bigOff = ringOff + frames * frameBytes;
-    this.#tagsOff = this.#bigOff + BURST_SIZE * BIG_BYTES;
     for (let i = 0; i < BURST_SIZE; i++) {
       this.#big.begin();
       this.#big.add(addresses.of(views.id, this.#bigOff + i * BIG_BYTES), BIG_BYTES);
@@ -164,7 +161,7 @@ class Receiver {
     const { dv } = this.#views;
     const tpid = (status & TP_STATUS_VLAN_TPID_VALID) !== 0 ? dv.getUint16(off + SLOT.tp_vlan_tpid, true) : ETH_P_8021Q;
     const tci = dv.getUint16(off + SLOT.tp_vlan_tci, true);
-    insertTag(burst, this.#views, this.#tagsOff + TAG_BYTES * (burst.count - 1), tpid, tci);
+    setTag(burst, tpid, tci);
   }
 
   /** Gives the slots of the burst back. */
@@ -190,7 +187,7 @@ export class AfPacketPort implements DevicePort {
   readonly #receivers: readonly Receiver[];
   readonly #addresses: WindowAddresses;
   readonly #sendFd: number;
-  readonly #batch = new MessageBatch(BURST_SIZE, BURST_SIZE + MAX_SEGMENTS);
+  readonly #batch = new MessageBatch(BURST_SIZE, BURST_SIZE + BURST_SEGMENTS);
   readonly #headers = new Uint8Array(16 * BURST_SIZE);
   readonly #headersAddress: number;
   readonly #outcome: SendOutcome;
@@ -210,7 +207,7 @@ export class AfPacketPort implements DevicePort {
 
   receive(queue: number): number {
     const { burst } = this.#tools.ringStage;
-    emptyBurst(burst);
+    burst.clear();
     const receiver = this.#receivers[queue];
     receiver.receive(this.#tools);
     const { count, len } = burst;

@@ -2,7 +2,7 @@
  * net_af_packet on the main thread: opens the sockets, where rights or the interface may be missing, and watches the interface.
  */
 import { closeSync } from 'node:fs';
-import { ConfigError } from '../errors.ts';
+import { ConfigError, SysError } from '../errors.ts';
 import { firstOffset, mapInto, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle } from '../mem/window.ts';
 import type { InterfaceInfo } from '../sys/netlink.ts';
 import { inNetns } from '../sys/netns.ts';
@@ -13,12 +13,14 @@ import {
   type RingShape,
   setPromiscuous,
   setUpRing,
+  shareByProgram,
   shareFlows,
 } from '../sys/packet-socket.ts';
 import { TPACKET_ALIGNMENT, TPACKET2_HDR } from '../uapi/packet.ts';
 import { type AfPacketQueue, type AfPacketSpec, QUEUE_EXTRA_BYTES } from './af-packet-port.ts';
 import type { DeviceOpening, OpenedDevice } from './device-port.ts';
 import { LinkWatch } from './link-watch.ts';
+import { Steering, steerFanout } from './steering.ts';
 import { findUplink, type InterfacePlace, interfacePlace, withAdvice } from './uplink-interface.ts';
 import type { VdevOf } from './vdev.ts';
 
@@ -77,7 +79,8 @@ export function openAfPacket(vdev: VdevOf<'net_af_packet'>, opening: DeviceOpeni
     return opened;
   } catch (error) {
     opened.closeAll();
-    throw withAdvice(error, vdev.name, place, 'CAP_NET_RAW');
+    const byProgram = error instanceof SysError && error.syscall === 'bpf';
+    throw withAdvice(error, vdev.name, place, byProgram ? 'CAP_BPF' : 'CAP_NET_RAW');
   }
 }
 
@@ -85,6 +88,8 @@ class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {
   readonly name: string;
   readonly mac: Uint8Array;
   readonly mtu: number;
+  /** if frames are shared by {address, VLAN}, and not by flows: the key `steer` */
+  steering: Steering | undefined;
   readonly #values: Values;
   readonly #index: number;
   readonly #opening: DeviceOpening;
@@ -116,7 +121,7 @@ class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {
   /** Opens everything, in the interface's namespace. What fails is closed by `closeAll`. */
   open(): void {
     const { pool, lcores } = this.#opening;
-    const { qpairs, qdisc_bypass } = this.#values;
+    const { qpairs, qdisc_bypass, steer } = this.#values;
     for (let i = 0; i < lcores; i++) {
       const fd = openPacketSocket(SEND_BYTES);
       this.#sendFds.push(fd);
@@ -133,7 +138,14 @@ class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {
       setPromiscuous(fd, this.#index);
       bindPacketSocket(fd, this.#index, true);
     }
-    if (qpairs > 1) shareFlows(this.#receiveFds);
+    if (steer) this.#steer(qpairs);
+    else if (qpairs > 1) shareFlows(this.#receiveFds);
+  }
+
+  #steer(queues: number): void {
+    this.steering = new Steering(queues);
+    shareByProgram(this.#receiveFds);
+    steerFanout(this.#receiveFds[0], this.steering);
   }
 
   #ringOff(queue: number): number {
@@ -161,6 +173,7 @@ class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {
   closeAll(): void {
     this.#watch.close();
     for (const fd of [...this.#receiveFds, ...this.#sendFds]) closeSync(fd);
+    this.steering?.close();
     if (this.#window === undefined) return;
     unmapFrom(this.#window, this.#ringOff(0), this.#ringOff(this.#receiveFds.length) - this.#ringOff(0));
     this.#opening.pool.release(this.#window);

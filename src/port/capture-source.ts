@@ -7,7 +7,7 @@ import { CaptureTime } from '../net/capture-format.ts';
 import { CaptureReader, READ_END, READ_FILL, READ_FRAME } from '../net/capture-reader.ts';
 import { MonotonicClock } from '../sys/clock.ts';
 import type { Burst } from '../virtio-net/burst.ts';
-import { addFrame, clearBurst } from './frame-burst.ts';
+import { addFrame } from './frame-burst.ts';
 
 /** A file that has been opened, and the memory it comes through. */
 export interface CaptureSourceSpec {
@@ -60,7 +60,7 @@ export class CaptureSource {
 
   /** Fills the burst with the frames that are next. They stay where they are until the next call. */
   receive(burst: Burst): void {
-    clearBurst(burst);
+    burst.clear();
     if (this.state !== SOURCE_OPEN) return;
     if (this.#gaps) this.#clock.read();
     const { reader } = this;

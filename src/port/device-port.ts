@@ -5,6 +5,7 @@
 import type { WindowHandle, WindowPool, WindowViews } from '../mem/window.ts';
 import type { RingStage } from '../virtio-net/ring-stage.ts';
 import type { Port } from './port.ts';
+import type { Steering } from './steering.ts';
 
 /** What the ports of one thread share. */
 export interface DeviceTools {
@@ -66,6 +67,8 @@ export interface OpenedDevice<Spec = DeviceSpec> {
   /** bytes of the largest frame, without Ethernet header and tag */
   readonly mtu: number;
   readonly link: LinkState;
+  /** which queue each {address, VLAN} comes by, if that can be said: queue n is lcore n's, modulo their number */
+  readonly steering?: Steering | undefined;
   /** For one of `lcores` lcores. */
   spec(lcore: number, lcores: number): Spec;
   /** Calls `told` whenever the link changes, until closed. */

@@ -5,6 +5,8 @@
 import { ConfigError } from '../errors.ts';
 import { openAfPacket } from './af-packet.ts';
 import { AfPacketPort, type AfPacketSpec } from './af-packet-port.ts';
+import { openAfXdp } from './af-xdp.ts';
+import { AfXdpPort, type AfXdpSpec } from './af-xdp-port.ts';
 import type { DeviceOpening, DevicePort, DeviceSpec, DeviceTools, OpenedDevice } from './device-port.ts';
 import { NullPort, type NullSpec, openNull } from './null-port.ts';
 import { openPcap } from './pcap-files.ts';
@@ -32,6 +34,11 @@ const KINDS = {
   net_ring: kind<'net_ring', RingSpec>(openRing, (...args) => new RingPort(...args)),
   net_pcap: kind<'net_pcap', PcapSpec>(openPcap, (...args) => new PcapPort(...args)),
   net_af_packet: kind<'net_af_packet', AfPacketSpec>(openAfPacket, (...args) => new AfPacketPort(...args), true),
+  net_af_xdp: kind<'net_af_xdp', AfXdpSpec>(
+    (vdev, opening) => openAfXdp(vdev, opening),
+    (...args) => new AfXdpPort(...args),
+    true,
+  ),
   net_tap: kind<'net_tap', TapSpec>(openTapDevice, (...args) => new TapPort(...args)),
 };
 

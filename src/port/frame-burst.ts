@@ -5,16 +5,6 @@ import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import { type Burst, FRONT_BYTES, FRONT_WORDS } from '../virtio-net/burst.ts';
 
-/** Empties the burst, for a port that is about to fill it. */
-export function clearBurst(burst: Burst): void {
-  burst.segments.count = 0;
-  burst.count = 0;
-  burst.uniform = false;
-  if (!burst.offloads) return;
-  burst.needs.fill(0);
-  burst.offloads = false;
-}
-
 /** Adds a frame that lies in one piece and asks nothing of its receiver as the burst's last; there is room for it. */
 export function addFrame(burst: Burst, views: WindowViews, off: number, len: number): void {
   const { segments, front } = burst;

@@ -28,19 +28,6 @@ export const KERNEL_HEADER_BYTES = HDR.num_buffers;
 const KERNEL_MAY_SEND = NEED_CSUM | NEED_TSO4 | NEED_TSO6 | NEED_ECN | NEED_UFO | NEED_USO4 | NEED_USO6;
 
 const ETHER_TYPE = ETHHDR.off.h_proto;
-/** Where a VLAN tag stands: behind both addresses. */
-export const TAG_OFF = ETHHDR.off.h_proto;
-export const TAG_BYTES = 4;
-
-/** Empties the burst, for a port that is about to fill it. */
-export function emptyBurst(burst: Burst): void {
-  burst.segments.count = 0;
-  burst.count = 0;
-  burst.uniform = false;
-  if (!burst.offloads) return;
-  burst.needs.fill(0);
-  burst.offloads = false;
-}
 
 /**
  * Adds a frame, which stays where it is, as the burst's last packet; one whose header makes no sense becomes BAD_OFFLOAD.
@@ -55,6 +42,7 @@ export function putFrame(burst: Burst, views: WindowViews, off: number, len: num
   segments.push(views.id, off, len);
   burst.first[i + 1] = segments.count;
   burst.len[i] = len;
+  burst.tag[i] = 0;
   const word = FRONT_WORDS * i;
   if (len >= FRONT_BYTES) {
     front[word] = dv.getInt32(off, true);
@@ -90,30 +78,10 @@ function readNeeds(burst: Burst, i: number): void {
   burst.offloads = true;
 }
 
-/**
- * Puts a tag into the burst's last packet, which `putFrame` has added and which came without it.
- * @param tagOff where in the packet's window there are four bytes for it, until the burst is complete
- * @param tpid and `tci` of the tag
- */
-export function insertTag(burst: Burst, views: WindowViews, tagOff: number, tpid: number, tci: number): void {
-  const i = burst.count - 1;
-  const { segments, header } = burst;
-  if (burst.len[i] === BAD_OFFLOAD || burst.len[i] < ETHHDR.size) return;
-  views.dv.setUint16(tagOff, tpid);
-  views.dv.setUint16(tagOff + 2, tci);
-  const s = burst.first[i];
-  const off = segments.off[s];
-  const len = segments.len[s];
-  segments.len[s] = TAG_OFF;
-  segments.push(views.id, tagOff, TAG_BYTES);
-  segments.push(views.id, off + TAG_OFF, len - TAG_OFF);
-  burst.first[i + 1] = segments.count;
-  burst.len[i] = len + TAG_BYTES;
-  for (let k = 0; k < TAG_BYTES; k++) burst.frontBytes[FRONT_BYTES * i + TAG_OFF + k] = views.u8[tagOff + k];
-  if (burst.needs[i] === 0) return;
-  const at = HEADER_BYTES * i;
-  for (const field of [HDR.hdr_len, HDR.csum_start])
-    header.setUint16(at + field, header.getUint16(at + field, true) + TAG_BYTES, true);
+/** The burst's last packet has come without its tag, which is this. */
+export function setTag(burst: Burst, tpid: number, tci: number): void {
+  burst.tag[burst.count - 1] = (tpid << 16) | tci;
+  burst.tagged = true;
 }
 
 /** Writes the header that the kernel gets with packet `i`: of what the sender wrote, only what has been checked. */

@@ -10,7 +10,7 @@ import { BURST_SIZE } from '../virtio-net/burst.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import { BurstCopy } from './burst-copy.ts';
 import type { DeviceOpening, DevicePort, DeviceSpec, DeviceTools, OpenedDevice } from './device-port.ts';
-import { addFrame, clearBurst, countReceived, Sent } from './frame-burst.ts';
+import { addFrame, countReceived, Sent } from './frame-burst.ts';
 import { localMac, PortWindow } from './port-window.ts';
 import type { VdevOf } from './vdev.ts';
 
@@ -74,7 +74,7 @@ export class NullPort implements DevicePort {
   receive(): number {
     const { burst } = this.#tools.ringStage;
     const { off, size, copy, noRx } = this.#spec;
-    clearBurst(burst);
+    burst.clear();
     if (noRx) return 0;
     const n = burst.limit;
     if (copy) {

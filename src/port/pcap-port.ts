@@ -9,7 +9,7 @@ import { CaptureNews } from './capture-news.ts';
 import { CaptureSink, type CaptureSinkSpec } from './capture-sink.ts';
 import { CaptureSource, type CaptureSourceSpec, SOURCE_END, SOURCE_FAULT, SOURCE_OPEN } from './capture-source.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
-import { clearBurst, countReceived, Sent } from './frame-burst.ts';
+import { countReceived, Sent } from './frame-burst.ts';
 
 /** What an lcore makes its port from. */
 export interface PcapSpec extends DeviceSpec {
@@ -55,7 +55,7 @@ export class PcapPort implements DevicePort {
   receive(queue: number): number {
     const { burst } = this.#tools.ringStage;
     if (queue >= this.#sources.length) {
-      clearBurst(burst);
+      burst.clear();
       return 0;
     }
     const source = this.#sources[queue];

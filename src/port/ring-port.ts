@@ -11,7 +11,7 @@ import { acquire, release } from '../sys/lock.ts';
 import { HEADER_WORDS } from '../virtio-net/burst.ts';
 import { BurstCopy } from './burst-copy.ts';
 import type { DeviceOpening, DevicePort, DeviceSpec, DeviceTools, OpenedDevice } from './device-port.ts';
-import { addFrame, clearBurst, countReceived, Sent } from './frame-burst.ts';
+import { addFrame, countReceived, Sent } from './frame-burst.ts';
 import { localMac, PortWindow } from './port-window.ts';
 import type { VdevOf } from './vdev.ts';
 
@@ -98,7 +98,7 @@ export class RingPort implements DevicePort {
   receive(): number {
     const { burst } = this.#tools.ringStage;
     const words = this.#words;
-    clearBurst(burst);
+    burst.clear();
     const taken = words[TAKEN];
     // what was put in before the count was raised is seen
     const n = Math.min((Atomics.load(words, PUT) - taken) | 0, burst.limit);

@@ -9,11 +9,10 @@ import { PORT_SLOTS } from '../stats/counters.ts';
 import { addressOf } from '../sys/libc.ts';
 import { FramePieces, readFrame } from '../sys/tap.ts';
 import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
-import { BURST_SIZE } from '../virtio-net/burst.ts';
+import { BURST_SEGMENTS, BURST_SIZE } from '../virtio-net/burst.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
-import { MAX_SEGMENTS } from '../virtqueue/segments.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
-import { emptyBurst, putFrame, writeHeader } from './kernel-frame.ts';
+import { putFrame, writeHeader } from './kernel-frame.ts';
 import { SendOutcome } from './send-outcome.ts';
 
 /** Bytes in front of each frame: a guest's header, num_buffers too. */
@@ -45,7 +44,7 @@ export class TapPort implements DevicePort {
   readonly #views: WindowViews;
   readonly #off: number;
   readonly #fd: number;
-  readonly #pieces = new FramePieces(1 + MAX_SEGMENTS);
+  readonly #pieces = new FramePieces(1 + BURST_SEGMENTS);
   readonly #header = new Uint8Array(TAP_HEADER_BYTES);
   readonly #headerAddress: number;
   readonly #outcome: SendOutcome;
@@ -66,7 +65,7 @@ export class TapPort implements DevicePort {
 
   receive(): number {
     const { burst } = this.#tools.ringStage;
-    emptyBurst(burst);
+    burst.clear();
     if (this.#pause > 0) {
       this.#pause--;
       return 0;

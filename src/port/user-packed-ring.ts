@@ -16,7 +16,7 @@ import {
   vringPackedDescBytes,
 } from '../uapi/virtio-ring.ts';
 import { packedNeedEvent } from '../virtqueue/packed-driver.ts';
-import { FAULT_NOT_ON_OFFER, FAULT_TOO_LONG, UserRing, type UserRingPlan } from './user-ring.ts';
+import { FAULT_NOT_ON_OFFER, FAULT_TOO_LONG, takeOut, UserRing, type UserRingPlan } from './user-ring.ts';
 
 const DESC_WORDS = VRING_PACKED_DESC.size >> 2;
 const LEN_WORD = VRING_PACKED_DESC.off.len >> 2;
@@ -164,18 +164,22 @@ export class UserPackedRing extends UserRing {
 
   resumeBase(): number | undefined {
     if (this.fault !== 0) return undefined;
-    const { i32, mask, size, order } = this;
+    const { i32, mask, size, order, avail } = this;
+    const positions = 2 * size - 1;
+    const left = this.posted.slice();
     let at = this.used;
-    for (let left = this.onOffer; left > 0; ) {
+    for (let n = this.onOffer; n > 0; ) {
       const word = i32[this.#descIdx + DESC_WORDS * (at & mask) + FLAGS_WORD];
       if ((word & (AVAIL | USED)) !== this.#usedFlags(at)) break;
       const id = word & 0xffff;
       const batch = this.#inOrder ? ((id - at) & mask) + 1 : 1;
-      if (batch > left || (!this.#inOrder && id !== order[at & mask])) return undefined;
-      at += batch;
-      left -= batch;
+      if (batch > n || (!this.#inOrder && !takeOut(left, id))) return undefined;
+      at = (at + batch) & positions;
+      n -= batch;
     }
     const half = (at & mask) | ((at & size) === 0 ? WRAP : 0);
+    for (; at !== avail && !this.#inOrder; at = (at + 1) & positions)
+      if (!takeOut(left, order[at & mask])) return undefined;
     return half + half * 0x10000;
   }
 }

@@ -50,6 +50,9 @@ export interface VirtioUserSpec {
   readonly headerLen: 10 | 12;
   /** MRG_RXBUF is negotiated */
   readonly mergeable: boolean;
+  /** what the back end may leave undone in what it delivers, and we in what we send: NEED_… of `offload.ts` */
+  readonly accepts: number;
+  readonly maySend: number;
   readonly pairs: readonly UserPairPlan[];
 }
 

@@ -65,6 +65,13 @@ const S_FAULT = 5;
 /** Memory for the state of a ring of `size` buffers: 8 words, lengths, ids, and who has which buffer. */
 export const userRingState = (size: number) => new SharedArrayBuffer(4 * WORDS + 4 * size + 2 * size + 2 * size + size);
 
+/** Takes a buffer out of a set of them, by id. @returns false if it is not there */
+export function takeOut(set: Uint8Array, id: number): boolean {
+  if (set[id] !== 1) return false;
+  set[id] = 0;
+  return true;
+}
+
 export abstract class UserRing {
   readonly plan: UserRingPlan;
   readonly size: number;

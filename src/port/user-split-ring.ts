@@ -16,7 +16,7 @@ import {
   vringUsedBytes,
 } from '../uapi/virtio-ring.ts';
 import { needEvent, writeDescriptor } from '../virtqueue/split-driver.ts';
-import { FAULT_INDEX, FAULT_NOT_ON_OFFER, FAULT_TOO_LONG, UserRing, type UserRingPlan } from './user-ring.ts';
+import { FAULT_INDEX, FAULT_NOT_ON_OFFER, FAULT_TOO_LONG, takeOut, UserRing, type UserRingPlan } from './user-ring.ts';
 
 const { size: RING_HEAD, off: HEAD } = VRING_AVAIL;
 const DESC_WORDS = VRING_DESC.size >> 2;
@@ -151,22 +151,9 @@ export class UserSplitRing extends UserRing {
 
   post(n: number): boolean {
     if (n === 0) return false;
-    const { u16, i32, own, ownLen, posted, mask, head, avail } = this;
-    const availRingIdx = this.#availRingIdx;
-    for (let i = 0; i < n; i++) {
-      const id = own[(head + i) & mask];
-      const entry = availRingIdx + ((avail + i) & mask);
-      posted[id] = 1;
-      if (u16[entry] !== id) u16[entry] = id;
-    }
-    if (!this.#receives) {
-      const lenIdx = this.#descIdx + LEN_WORD;
-      for (let i = 0; i < n; i++) {
-        const at = (head + i) & mask;
-        const word = lenIdx + DESC_WORDS * own[at];
-        if (i32[word] !== ownLen[at]) i32[word] = ownLen[at];
-      }
-    }
+    const { u16, avail } = this;
+    if (this.#receives) this.#offer(n);
+    else this.#offerLengths(n);
     this.give(n);
     const now = (avail + n) & 0xffff;
     this.avail = now;
@@ -174,6 +161,35 @@ export class UserSplitRing extends UserRing {
     Atomics.store(u16, this.#availIdxIdx, now);
     if (this.#eventIdx) return needEvent(Atomics.load(u16, this.#availEventIdx), now, avail);
     return (Atomics.load(u16, this.#usedFlagsIdx) & VRING_USED_F_NO_NOTIFY) === 0;
+  }
+
+  /** Fills the next `n` entries of the available ring. */
+  #offer(n: number): void {
+    const { u16, own, posted, mask, head, avail } = this;
+    const availRingIdx = this.#availRingIdx;
+    for (let i = 0; i < n; i++) {
+      const id = own[(head + i) & mask];
+      const entry = availRingIdx + ((avail + i) & mask);
+      posted[id] = 1;
+      if (u16[entry] !== id) u16[entry] = id;
+    }
+  }
+
+  /** The same, with the descriptors' lengths. */
+  #offerLengths(n: number): void {
+    const { u16, i32, own, ownLen, posted, mask, head, avail } = this;
+    const availRingIdx = this.#availRingIdx;
+    const lenIdx = this.#descIdx + LEN_WORD;
+    for (let i = 0; i < n; i++) {
+      const at = (head + i) & mask;
+      const id = own[at];
+      const len = ownLen[at];
+      const entry = availRingIdx + ((avail + i) & mask);
+      const word = lenIdx + DESC_WORDS * id;
+      posted[id] = 1;
+      if (u16[entry] !== id) u16[entry] = id;
+      if (i32[word] !== len) i32[word] = len;
+    }
   }
 
   enableCalls(): boolean {
@@ -193,14 +209,16 @@ export class UserSplitRing extends UserRing {
   }
 
   resumeBase(): number | undefined {
-    const { u16, i32, mask, used } = this;
+    const { u16, i32, mask, used, avail } = this;
     const seen = Atomics.load(u16, this.#usedIdxIdx);
     const ready = (seen - used) & 0xffff;
     if (this.fault !== 0 || ready > this.onOffer) return undefined;
-    for (let i = 0; i < ready && !this.#inOrder; i++) {
-      const at = (used + i) & mask;
-      if (i32[this.#usedRingIdx + ELEM_WORDS * at] !== u16[this.#availRingIdx + at]) return undefined;
-    }
+    if (this.#inOrder) return seen;
+    const left = this.posted.slice();
+    for (let i = 0; i < ready; i++)
+      if (!takeOut(left, i32[this.#usedRingIdx + ELEM_WORDS * ((used + i) & mask)])) return undefined;
+    for (let i = seen; i !== avail; i = (i + 1) & 0xffff)
+      if (!takeOut(left, u16[this.#availRingIdx + (i & mask)])) return undefined;
     return seen;
   }
 }

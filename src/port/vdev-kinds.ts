@@ -74,6 +74,7 @@ export const VDEV_KINDS = {
       mrg_rxbuf: setting(ON_OFF, '1'),
       in_order: setting(ON_OFF, '1'),
       packed_vq: setting(ON_OFF, '0'),
+      offloads: setting(ON_OFF, '0'),
       speed: key(integer(0, INT32_MAX)),
       cq: ignored(ON_OFF, 'no effect: there is no control queue'),
       vectorized: ignored(ON_OFF, 'no effect: there is one way to drive the rings, the fast one'),
@@ -110,6 +111,7 @@ export const VDEV_KINDS = {
       framesz: key(BYTES),
       framecnt: key(COUNT),
       qdisc_bypass: setting(ON_OFF, '0'),
+      steer: setting(ON_OFF, '0'),
     },
   },
   net_tap: {
@@ -129,14 +131,14 @@ export const VDEV_KINDS = {
   net_af_xdp: {
     aliases: [],
     keys: {
-      iface: required(INTERFACE),
+      iface: required(PLACED_INTERFACE),
       start_queue: setting(integer(0, 65535), '0'),
       queue_count: setting(integer(1, 64), '1'),
       shared_umem: ignored(ON_OFF, 'no effect: each queue has its own'),
-      xdp_prog: key(FILE_PATH),
-      busy_budget: setting(integer(0, 65535), '64'),
+      busy_budget: ignored(integer(0, 65535), 'no effect: the kernel is not asked to poll'),
       force_copy: setting(ON_OFF, '0'),
-      mode: key(choice('drv', 'skb')),
+      mode: setting(choice('auto', 'skb', 'native', 'zc'), 'auto'),
+      steer_queues: setting(integer(1, 64), '1'),
     },
   },
 } as const satisfies Readonly<Record<string, VdevKind>>;

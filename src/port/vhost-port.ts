@@ -27,6 +27,7 @@ import { SplitRing } from '../virtqueue/split-ring.ts';
 import type { Vring } from '../virtqueue/vring.ts';
 import { flowHash } from './flow-hash.ts';
 import type { Port } from './port.ts';
+import type { RxRetry } from './rx-retry.ts';
 import { Looked, TranslationAhead } from './translation-ahead.ts';
 
 const FAULT_SLOTS = FAULTS.map(({ name }) => PORT_SLOTS[`ring_fault_${name}` as keyof typeof PORT_SLOTS]);
@@ -39,6 +40,8 @@ export interface PortTools {
   /** by window id */
   readonly windows: readonly WindowViews[];
   readonly caller: Caller;
+  /** what is left of the patience with full receive rings */
+  readonly retry: RxRetry;
   /** Told once when a ring has been stopped for `fault`. */
   onFault(port: number, vring: number, fault: number): void;
   /** Told of the translation of an I/O virtual address that a ring lacks. */
@@ -52,6 +55,8 @@ interface StartedVring {
   readonly errFd: number;
   enabled: boolean;
   readonly looked: Looked;
+  /** RX: it was waited for in vain, and is not again until it has a buffer */
+  givenUp: boolean;
 }
 
 /** The port of a vhost-user device. Its memory and vrings are set by who makes it. */
@@ -155,7 +160,8 @@ export class VhostPort implements Port {
     const Ring = config.format === 'packed' ? PackedRing : SplitRing;
     const ring = new Ring(config, this.#map as AddressMap, windows, caller, state);
     this.#setLog(ring);
-    const started = { index, net: new NetVring(ring, features, counters), errFd, enabled, looked: new Looked() };
+    const net = new NetVring(ring, features, counters);
+    const started = { index, net, errFd, enabled, looked: new Looked(), givenUp: false };
     const fault = ring.start();
     this.#set(index, started);
     if (fault !== FAULT_NONE) this.#stopFaulty(started);
@@ -265,8 +271,9 @@ export class VhostPort implements Port {
 
   #transmitTo(rx: StartedVring, list: Int32Array, from: number, to: number): number {
     const { counters } = this;
-    const { enqueuer } = this.#tools;
+    const { enqueuer, retry } = this.#tools;
     const { net } = rx;
+    if (retry.left > 0) awaitRoom(rx, to - from, retry);
     net.ring.enter();
     if (net.ring.fault !== FAULT_NONE) {
       // another lcore has found that, and told it
@@ -318,4 +325,20 @@ export class VhostPort implements Port {
     if (errFd !== NO_FD) this.#tools.caller.call(errFd);
     this.#tools.onFault(this.id, index, fault);
   }
+}
+
+/** Waits until the ring has `n` buffers, as long as it may; others may use the ring meanwhile. */
+function awaitRoom(rx: StartedVring, n: number, retry: RxRetry): void {
+  if (hasRoom(rx, n) || (rx.givenUp && !hasRoom(rx, 1))) return;
+  do retry.wait();
+  while (!hasRoom(rx, n) && retry.left > 0);
+  rx.givenUp = !hasRoom(rx, 1);
+}
+
+/** True if the ring has `n` buffers; and where it is at fault: then there is nothing to wait for. */
+function hasRoom({ net: { ring } }: StartedVring, n: number): boolean {
+  ring.enter();
+  const has = ring.holds(n) || ring.fault !== FAULT_NONE;
+  ring.leave();
+  return has;
 }

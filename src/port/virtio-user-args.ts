@@ -1,5 +1,6 @@
 /**
- * The keys of `--vdev net_virtio_user0,…`, as DPDK's virtio-user driver has them.
+ * The keys of `--vdev net_virtio_user0,…`, as DPDK's virtio-user driver has them; and `offloads`, where DPDK's programs say by options
+ * of their own what is offloaded.
  */
 import { randomBytes } from 'node:crypto';
 import type { VdevOf } from './vdev.ts';
@@ -19,6 +20,8 @@ export interface VirtioUserArgs {
   readonly mergeable: boolean;
   /** what the link says of its speed, Mbit/s; 0: unknown */
   readonly speed: number;
+  /** checksums and segmentation may be left to who receives, in both directions */
+  readonly offloads: boolean;
 }
 
 /** An address of nobody's, of those that are handed out locally. */
@@ -41,5 +44,6 @@ export function virtioUserArgs({ name, values }: VdevOf<'net_virtio_user'>): Vir
     inOrder: values.in_order,
     mergeable: values.mrg_rxbuf,
     speed: values.speed ?? 0,
+    offloads: values.offloads,
   };
 }

@@ -18,10 +18,23 @@ import {
   VIRTIO_F_VERSION_1,
   VIRTIO_RING_F_EVENT_IDX,
 } from '../uapi/virtio.ts';
-import { netHeaderSize, VIRTIO_NET_F_MRG_RXBUF } from '../uapi/virtio-net.ts';
+import {
+  netHeaderSize,
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_GUEST_CSUM,
+  VIRTIO_NET_F_GUEST_ECN,
+  VIRTIO_NET_F_GUEST_TSO4,
+  VIRTIO_NET_F_GUEST_TSO6,
+  VIRTIO_NET_F_HOST_ECN,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_MRG_RXBUF,
+} from '../uapi/virtio-net.ts';
 import { FrontEnd } from '../vhost-user/front-end.ts';
 import { openSocketFile, removeSocketFile, type SocketFile } from '../vhost-user/socket-file.ts';
 import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
+import { acceptsOf, maySendOf } from '../virtio-net/offload.ts';
+import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import { LINE } from '../virtqueue/driver-ring.ts';
 import type { LinkState, OpenedDevice } from './device-port.ts';
 import { GuestRam } from './guest-ram.ts';
@@ -42,6 +55,12 @@ import { USER_FAULTS, type UserRing, type UserRingPlan, userRingState } from './
 import type { VirtioUserArgs } from './virtio-user-args.ts';
 import { type Agreed, negotiate, startVring, wantedBy } from './virtio-user-options.ts';
 
+/** What `offloads=1` asks for. Large packets come in several buffers. */
+const CHECKSUMS = [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM];
+const SEGMENTATION = [
+  ...[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN],
+  ...[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN],
+];
 const GUEST_ADDR = 0x4000_0000;
 const MEMORY_UNIT = 2 ** 21;
 const RX_BUFFER_BYTES = 2048;
@@ -55,6 +74,10 @@ const GONE = 'the back end has gone';
 const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
 /** An odd number of cache lines: buffers begin in all sets of a cache, and not in a few. */
 const strideOf = (room: number) => (Math.ceil(room / LINE) | 1) * LINE;
+
+/** Why a connection was closed is just that: the other side is not there. */
+const isGone = (error: Error | undefined): error is SysError | undefined =>
+  error === undefined || error instanceof SysError;
 
 /** A pair as the main thread has it. Ring 0 receives, ring 1 transmits. */
 interface DevicePair {
@@ -151,6 +174,8 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
       window: (this.#ram as GuestRam).window,
       headerLen: netHeaderSize(features),
       mergeable: hasFeature(features, VIRTIO_NET_F_MRG_RXBUF),
+      accepts: acceptsOf(features),
+      maySend: maySendOf(features),
       pairs: this.#pairs.slice(0, this.#inUse).flatMap(({ plan }, n) => (n % lcores === lcore ? [plan] : [])),
     };
   }
@@ -198,13 +223,15 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
 
   /** Agrees with a back end on what the rings are, the first time, or on the same again; and starts them. */
   async #begin(frontEnd: FrontEnd): Promise<void> {
-    const { packed, inOrder, mergeable, queues: pairs } = this.#args;
+    const { packed, inOrder, mergeable, offloads, queues: pairs } = this.#args;
     const before = this.#agreed;
     const wanted = wantedBy({
       path: this.#args.path,
       features: featureMask(
         ...[VIRTIO_F_VERSION_1, VIRTIO_RING_F_EVENT_IDX],
         ...(mergeable ? [VIRTIO_NET_F_MRG_RXBUF] : []),
+        ...(offloads ? CHECKSUMS : []),
+        ...(offloads && mergeable ? SEGMENTATION : []),
       ),
       ...{ packed, inOrder, pairs },
     });
@@ -213,6 +240,11 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
       throw new SwitchError('FEATURES_LOST', 'the back end no longer offers what it did');
     if (packed && !hasFeature(agreed.features, VIRTIO_F_RING_PACKED))
       throw new SwitchError('FEATURES_LOST', 'the back end has no packed rings: leave packed_vq=1 out');
+    if (hasFeature(agreed.features, VIRTIO_NET_F_GUEST_TSO4) && !hasFeature(agreed.features, VIRTIO_NET_F_MRG_RXBUF))
+      throw new SwitchError(
+        'FEATURES_LOST',
+        'the back end would send large packets and has no mergeable buffers: leave offloads=1 out',
+      );
     if (before === undefined) this.#make(agreed);
     this.#agreed = agreed;
     await this.#start(frontEnd, before !== undefined);
@@ -228,7 +260,8 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     const headerLen = netHeaderSize(features);
     const mergeable = hasFeature(features, VIRTIO_NET_F_MRG_RXBUF);
     const packed = hasFeature(features, VIRTIO_F_RING_PACKED);
-    const txRoom = headerLen + MAX_FRAME_BYTES + TAG_BYTES;
+    const large = hasFeature(features, VIRTIO_NET_F_HOST_TSO4) || hasFeature(features, VIRTIO_NET_F_HOST_TSO6);
+    const txRoom = headerLen + (large ? MAX_GSO_BYTES : MAX_FRAME_BYTES + TAG_BYTES);
     const rooms = [mergeable ? RX_BUFFER_BYTES : txRoom, txRoom];
     const layout = ringLayout(packed, size);
     const ringBytes = alignUp(layout.bytes, 4096) + 4096;
@@ -296,10 +329,12 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     }
     // Some back ends acknowledge a request before they act on it; they act before they answer the next one.
     await frontEnd.getFeatures();
-    // As QEMU does: buffers may have been added while nobody listened to kicks.
+    // As QEMU does: buffers may have been added while nobody listened to kicks. The last back end may have left the eventfds full.
     for (const { plan } of this.#pairs) {
-      signal(plan.rxKickFd);
-      signal(plan.txKickFd);
+      for (const fd of [plan.rxKickFd, plan.txKickFd]) {
+        drainNow(fd);
+        signal(fd);
+      }
     }
   }
 
@@ -328,7 +363,7 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     for (let connection: FrontEnd | undefined = frontEnd; connection !== undefined; connection = await this.#again()) {
       const error = await connection.onClose;
       if (this.#closing.signal.aborted) return;
-      if (this.#link.up) this.#setLink({ up: false, speed: 0, reason: error?.message ?? GONE });
+      if (this.#link.up) this.#setLink({ up: false, speed: 0, reason: isGone(error) ? GONE : error.message });
       this.#want(0);
       while (!this.#free()) await sleep(1);
       for (const { control } of this.#pairs) control[PAIR_FAULT] = 0;
@@ -350,11 +385,13 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
         await this.#begin(frontEnd);
         return frontEnd;
       } catch (error) {
-        frontEnd?.close();
+        if (closing.aborted || !(error instanceof SwitchError)) frontEnd?.close();
         if (closing.aborted) return undefined;
         if (!(error instanceof SwitchError)) throw error;
-        // that nobody listens is what the link says already
-        if (!(error instanceof SysError)) this.#setLink({ up: false, speed: 0, reason: error.message });
+        const why = frontEnd?.closed === true ? await frontEnd.onClose : error;
+        frontEnd?.close();
+        // that nobody is there, or not any more, is what the link says already
+        if (!isGone(why)) this.#setLink({ up: false, speed: 0, reason: error.message });
       }
       await sleep(RETRY_MS, undefined, { signal: closing }).catch(() => {});
     }

@@ -8,8 +8,10 @@ import { CopyStage } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import { Caller } from '../sys/eventfd.ts';
-import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
-import { type Burst, FRONT_WORDS } from '../virtio-net/burst.ts';
+import { ETHHDR } from '../uapi/ip.ts';
+import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
+import { BAD_OFFLOAD, type Burst, FRONT_WORDS, HEADER_BYTES } from '../virtio-net/burst.ts';
+import { NEEDS_MALFORMED, needsOf } from '../virtio-net/offload.ts';
 import type { DevicePort, DeviceTools } from './device-port.ts';
 import {
   makeUserRing,
@@ -25,7 +27,7 @@ import {
 } from './user-pair.ts';
 import { FAULT_INCOMPLETE, FAULT_NO_HEADER, FAULT_NUM_BUFFERS, type UserRing } from './user-ring.ts';
 
-const NUM_BUFFERS = VIRTIO_NET_HDR_MRG_RXBUF.off.num_buffers;
+const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 /** Buffers that a frame may come in: 128 KiB. */
 const MAX_BUFFERS = 64;
 const FRONT_BYTES = 4 * FRONT_WORDS;
@@ -114,6 +116,13 @@ class UserPair {
   }
 }
 
+/** Zeros, up to num_buffers, which is never anything else in what is sent. */
+function clearHeader(dv: DataView, off: number): void {
+  dv.setInt32(off, 0, true);
+  dv.setInt32(off + 4, 0, true);
+  dv.setInt16(off + 8, 0, true);
+}
+
 export class VirtioUserPort implements DevicePort {
   readonly id: number;
   readonly counters: Float64Array;
@@ -129,6 +138,8 @@ export class VirtioUserPort implements DevicePort {
   readonly #dv: DataView;
   readonly #headerLen: number;
   readonly #mergeable: boolean;
+  readonly #accepts: number;
+  readonly #maySend: number;
   /** bytes of the frames of the last burst */
   #bytes = 0;
 
@@ -145,6 +156,8 @@ export class VirtioUserPort implements DevicePort {
     this.#dv = window.dv;
     this.#headerLen = spec.headerLen;
     this.#mergeable = spec.mergeable;
+    this.#accepts = spec.accepts;
+    this.#maySend = spec.maySend;
     this.#pairs = spec.pairs.map((plan) => new UserPair(plan, window));
     this.queues = spec.pairs.length;
     this.eventFds = spec.pairs.map(({ rxCallFd }) => rxCallFd);
@@ -157,6 +170,7 @@ export class VirtioUserPort implements DevicePort {
   receive(queue = 0): number {
     const burst = this.#burst;
     burst.count = 0;
+    burst.uniform = false;
     burst.segments.count = 0;
     if (burst.offloads) {
       burst.needs.fill(0);
@@ -193,13 +207,16 @@ export class VirtioUserPort implements DevicePort {
     const window = this.#window;
     const headerLen = this.#headerLen;
     const mergeable = this.#mergeable;
+    const offloads = this.#accepts !== 0;
     let bytes = 0;
     let i = 0;
     for (; i < have; i++) {
       const at = (head + i) & mask;
       const off = buffersOff + own[at] * stride + headerLen;
       const len = ownLen[at] - headerLen;
-      if (len < FRONT_BYTES || (mergeable && dv.getUint16(off - headerLen + NUM_BUFFERS, true) !== 1)) break;
+      if (len < FRONT_BYTES || (mergeable && dv.getUint16(off - headerLen + HDR.num_buffers, true) !== 1)) break;
+      // flags and gso_type
+      if (offloads && dv.getUint16(off - headerLen, true) !== 0) break;
       first[i] = i;
       lens[i] = len;
       segWindow[i] = window;
@@ -232,7 +249,7 @@ export class VirtioUserPort implements DevicePort {
       const buffer = buffersOff + own[at] * stride;
       if (ownLen[at] < headerLen) rx.fault = FAULT_NO_HEADER;
       // Without MRG_RXBUF drivers do not look at num_buffers; DPDK leaves it 0 then, where §5.1.6.4.1 demands 1.
-      const buffers = this.#mergeable ? dv.getUint16(buffer + NUM_BUFFERS, true) : 1;
+      const buffers = this.#mergeable ? dv.getUint16(buffer + HDR.num_buffers, true) : 1;
       if (buffers === 0 || buffers > MAX_BUFFERS || buffers > rx.size) rx.fault ||= FAULT_NUM_BUFFERS;
       if (rx.fault !== 0) return 0;
       if (used + buffers > have) {
@@ -252,6 +269,7 @@ export class VirtioUserPort implements DevicePort {
       }
       burst.len[packet] = len;
       this.#copyFront(packet, burst.first[packet]);
+      if (this.#accepts !== 0) this.#readHeader(packet, buffer);
       this.#bytes += len;
       used += buffers;
       packet++;
@@ -259,6 +277,34 @@ export class VirtioUserPort implements DevicePort {
     burst.first[packet] = burst.segments.count;
     pair.consumed = used;
     return packet;
+  }
+
+  /** Says what a packet needs of its receiver, from its header at `off`; one that makes no sense becomes BAD_OFFLOAD. */
+  #readHeader(packet: number, off: number): void {
+    const { header, headerBytes, frontBytes, len, needs } = this.#burst;
+    const { u8 } = this.#windows[this.#window];
+    const at = HEADER_BYTES * packet;
+    for (let i = 0; i < this.#headerLen; i++) headerBytes[at + i] = u8[off + i];
+    const flags = header.getUint8(at + HDR.flags);
+    const gsoType = header.getUint8(at + HDR.gso_type);
+    if (((flags & VIRTIO_NET_HDR_F_NEEDS_CSUM) | gsoType) === 0) return;
+    const type = FRONT_BYTES * packet + ETHHDR.off.h_proto;
+    const found = needsOf(
+      flags,
+      gsoType,
+      header.getUint16(at + HDR.gso_size, true),
+      header.getUint16(at + HDR.csum_start, true),
+      header.getUint16(at + HDR.csum_offset, true),
+      len[packet],
+      (frontBytes[type] << 8) | frontBytes[type + 1],
+      this.#accepts,
+    );
+    if (found === NEEDS_MALFORMED) {
+      len[packet] = BAD_OFFLOAD;
+      return;
+    }
+    needs[packet] = found;
+    this.#burst.offloads = true;
   }
 
   /** The first bytes of a packet whose segments begin at `from`; what it lacks is zero. */
@@ -307,51 +353,107 @@ export class VirtioUserPort implements DevicePort {
   #send(pair: UserPair, list: Int32Array, from: number, to: number): number {
     const { counters } = this;
     const { tx } = pair;
+    this.#bytes = 0;
+    const most = Math.min(to, from + tx.count);
+    let k = this.#placePlain(tx, list, from, most);
+    let placed = k - from;
+    if (placed > 0) this.#flush(this.#burst.segments.window[this.#burst.first[list[from]]], placed);
+    for (; k < to; k++) {
+      const fits = this.#fits(tx, list[k]);
+      if (fits && placed === tx.count) break;
+      if (fits) this.#placeAny(tx, list[k], placed++);
+    }
+    if (tx.post(placed)) pair.kick(pair.plan.txKickFd);
+    counters[PORT_SLOTS.rx_packets] += placed;
+    counters[PORT_SLOTS.rx_bytes] += this.#bytes;
+    if (k < to) counters[PORT_SLOTS.rx_drop_no_buffer] += to - k;
+    return to - k;
+  }
+
+  /**
+   * Lists copies of packets list[from] … list[to − 1], as long as each fits, needs nothing and is one piece in the window of the first.
+   * There are as many buffers. @returns the first that is something else, or `to`
+   */
+  #placePlain(tx: UserRing, list: Int32Array, from: number, to: number): number {
     const { first, len: lens, needs, delivered, segments } = this.#burst;
-    const { window: segWindow, off: segOff, len: segLen } = segments;
-    const { own, ownLen, head, mask, buffersOff, stride, count: room } = tx;
+    const { window: segWindow, off: segOff } = segments;
+    const { own, ownLen, head, mask, stride } = tx;
     const { list: copies } = this.#copyStage;
     const headerLen = this.#headerLen;
+    const framesOff = tx.buffersOff + headerLen;
     const maxLen = tx.plan.room - headerLen;
-    let src = -1;
-    let entries = 0;
-    let placed = 0;
+    // a buffer's header stays zero, unless offloads have been in it
+    const clear = this.#maySend !== 0;
+    const dv = this.#dv;
+    const src = from < to ? segWindow[first[list[from]]] : 0;
     let bytes = 0;
+    let at = head;
+    let entry = 0;
     let k = from;
     for (; k < to; k++) {
       const packet = list[k];
       const len = lens[packet];
-      if (len < 0 || len > maxLen || needs[packet] !== 0) {
-        counters[len > maxLen ? PORT_SLOTS.rx_drop_too_big : PORT_SLOTS.rx_drop_bad_offload]++;
-        continue;
-      }
-      if (placed === room) break;
-      const at = (head + placed) & mask;
-      let dst = buffersOff + own[at] * stride + headerLen;
+      const s = first[packet];
+      if (len < 0 || len > maxLen || needs[packet] !== 0 || first[packet + 1] - s !== 1 || segWindow[s] !== src) break;
+      const dst = framesOff + own[at] * stride;
+      if (clear) clearHeader(dv, dst - headerLen);
+      copies[entry] = segOff[s];
+      copies[entry + 1] = dst;
+      copies[entry + 2] = len;
       ownLen[at] = len + headerLen;
-      const end = first[packet + 1];
-      for (let s = first[packet]; s < end; s++) {
-        if (segWindow[s] !== src) {
-          if (entries > 0) this.#flush(src, entries);
-          entries = 0;
-          src = segWindow[s];
-        }
-        copies[3 * entries] = segOff[s];
-        copies[3 * entries + 1] = dst;
-        copies[3 * entries + 2] = segLen[s];
-        dst += segLen[s];
-        entries++;
-      }
       delivered[packet]++;
       bytes += len;
-      placed++;
+      entry += 3;
+      at = (at + 1) & mask;
     }
-    if (entries > 0) this.#flush(src, entries);
-    if (tx.post(placed)) pair.kick(pair.plan.txKickFd);
-    counters[PORT_SLOTS.rx_packets] += placed;
-    counters[PORT_SLOTS.rx_bytes] += bytes;
-    if (k < to) counters[PORT_SLOTS.rx_drop_no_buffer] += to - k;
-    return to - k;
+    this.#bytes = bytes;
+    return k;
+  }
+
+  /** True if the packet can be sent at all; else it is counted. */
+  #fits(tx: UserRing, packet: number): boolean {
+    const { len, needs } = this.#burst;
+    const maxLen = tx.plan.room - this.#headerLen;
+    if (len[packet] >= 0 && len[packet] <= maxLen && (needs[packet] & ~this.#maySend) === 0) return true;
+    this.counters[len[packet] > maxLen ? PORT_SLOTS.rx_drop_too_big : PORT_SLOTS.rx_drop_bad_offload]++;
+    return false;
+  }
+
+  /** Copies a packet of any layout into the buffer `n` behind the first of our own. */
+  #placeAny(tx: UserRing, packet: number, n: number): void {
+    const { first, len, delivered, segments } = this.#burst;
+    const { list: copies } = this.#copyStage;
+    const at = (tx.head + n) & tx.mask;
+    let dst = tx.buffersOff + tx.own[at] * tx.stride + this.#headerLen;
+    let src = segments.window[first[packet]];
+    let entries = 0;
+    for (let s = first[packet]; s < first[packet + 1]; s++) {
+      if (segments.window[s] !== src) {
+        this.#flush(src, entries);
+        entries = 0;
+        src = segments.window[s];
+      }
+      copies[3 * entries] = segments.off[s];
+      copies[3 * entries + 1] = dst;
+      copies[3 * entries + 2] = segments.len[s];
+      dst += segments.len[s];
+      entries++;
+    }
+    this.#flush(src, entries);
+    if (this.#maySend !== 0) this.#writeHeader(packet, tx.buffersOff + tx.own[at] * tx.stride);
+    tx.ownLen[at] = len[packet] + this.#headerLen;
+    delivered[packet]++;
+    this.#bytes += len[packet];
+  }
+
+  /** Writes a packet's header at `off`: what it needs, and of its flags only what has been checked. */
+  #writeHeader(packet: number, off: number): void {
+    const { headerBytes, needs } = this.#burst;
+    const { u8 } = this.#windows[this.#window];
+    clearHeader(this.#dv, off);
+    if (needs[packet] === 0) return;
+    for (let i = 0; i < HDR.num_buffers; i++) u8[off + i] = headerBytes[HEADER_BYTES * packet + i];
+    u8[off + HDR.flags] &= VIRTIO_NET_HDR_F_NEEDS_CSUM;
   }
 
   #flush(src: number, entries: number): void {

@@ -3,17 +3,20 @@
  * Slots are float64, exact to 2⁵³.
  */
 
-/** A port's counters, seen from the guest: tx is what it sends, rx what it gets. The order is the order of the slots. */
+/**
+ * A port's counters, seen from the guest: tx is what it sends, rx what it gets. An uplink's tx is what comes in from outside, and its rx
+ * what goes out. The order is the order of the slots.
+ */
 const PORT_COUNTERS = {
   tx_packets: 'frames taken from the guest',
   tx_bytes: 'their bytes',
-  tx_forwarded: 'frames that reached a guest; a flooded one counts once',
+  tx_forwarded: 'frames that reached a guest or an uplink; a flooded one counts once',
   tx_drop_runt: 'frames shorter than an Ethernet header',
   tx_drop_too_long: 'frames longer than 9728 bytes',
   tx_drop_bad_source: 'frames from a multicast address',
   tx_drop_link_local: 'frames to 01:80:c2:00:00:00 to 0f, which no switch forwards',
   tx_drop_unregistered: 'frames of a device that has not been registered (--learning first)',
-  tx_drop_self: 'frames to an address on the same port',
+  tx_drop_self: 'frames to an address on the same port, or from the uplink to one outside',
   tx_drop_no_uplink: 'frames for the uplink, of which there is none',
   tx_drop_alone: 'flooded frames while there is no other guest',
   tx_drop_disabled: 'frames of a disabled ring, which are thrown away',
@@ -43,6 +46,10 @@ const PORT_COUNTERS = {
   rx_drop_iotlb_miss: 'frames lost while a translation was missing',
   ring_fault_no_header: 'rings stopped: a chain shorter than the packet header',
   ring_fault_inflight: 'rings stopped: inflight records of an unknown version, broken, or of another ring',
+  tx_drop_tagged: 'frames with a VLAN tag of the guest’s own, which it may not choose',
+  tx_drop_vlan: 'frames of a VLAN that the port is not in, or that no guest is in',
+  tx_drop_unknown: 'frames from the uplink to an address that no guest of the VLAN has',
+  rx_drop_mtu: 'frames longer than the uplink’s MTU',
   tx_missed: 'frames that an uplink lost before they were taken, for want of room; not part of tx_packets',
   rx_drop_refused: 'frames that the kernel behind an uplink refused',
 } as const;
@@ -124,7 +131,7 @@ export function txDropped(counters: Record<PortCounter, number>): number {
 /** Frames meant for the guest that it did not get. */
 export function rxDropped(counters: Record<PortCounter, number>): number {
   const { rx_drop_no_buffer, rx_drop_too_big, rx_drop_fault, rx_drop_not_ready } = counters;
-  const { rx_drop_iotlb_miss, rx_drop_bad_offload, rx_drop_refused } = counters;
-  const ofRings = rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready;
-  return ofRings + rx_drop_iotlb_miss + rx_drop_bad_offload + rx_drop_refused;
+  const { rx_drop_iotlb_miss, rx_drop_bad_offload, rx_drop_mtu, rx_drop_refused } = counters;
+  const ring = rx_drop_no_buffer + rx_drop_too_big + rx_drop_fault + rx_drop_not_ready + rx_drop_iotlb_miss;
+  return ring + rx_drop_bad_offload + rx_drop_mtu + rx_drop_refused;
 }

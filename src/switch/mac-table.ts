@@ -2,7 +2,8 @@
  * Which port a MAC address lives behind: a hash table over flat arrays, bounded in size, in probes and per port.
  *
  * Linear probing at most half full; the hash is seeded, so that a guest cannot choose addresses that collide.
- * An address is two words as they lie in a frame: its first four bytes, and its last two.
+ * An address is two words as they lie in a frame: its first four bytes, and its last two; the second with `vidBits` of its VLAN where
+ * there are several. One address may live behind different ports in different VLANs (IEEE 802.1Q §8.8.1, independent learning).
  *
  * Several lcores may share a table: each makes a MacTable over the same memory. They read without a lock, and look at a version
  * before and after: it is odd while entries are moved about, which deleting one does. A new entry appears at once, by the word that is
@@ -29,6 +30,11 @@ const AGE_STEP = 4096;
 const MAX_READS = 8;
 /** Marks a used slot in the word that holds the last two bytes. */
 const USED = 0x10000;
+const VID_SHIFT = 17;
+
+/** What the VLAN `vid`, 0 to 4095, adds to the second word of an address. */
+export const vidBits = (vid: number) => vid << VID_SHIFT;
+export const vidOf = (last: number) => last >>> VID_SHIFT;
 
 /** Words at the beginning of the memory. */
 const LOCK = 0;
@@ -54,7 +60,8 @@ export class MacTable {
   readonly #seen: Int32Array;
   readonly #perPort: Int32Array;
   readonly #max: number;
-  readonly #portMax: number;
+  /** addresses that each port may have */
+  readonly #portMax: Int32Array;
   readonly #seed: number;
 
   /**
@@ -79,9 +86,14 @@ export class MacTable {
     this.#port = words(slots);
     this.#seen = words(slots);
     this.#max = max;
-    this.#portMax = portMax;
+    this.#portMax = new Int32Array(ports).fill(portMax);
     Atomics.compareExchange(this.#head, SEED, 0, randomBytes(4).readInt32LE() | 1);
     this.#seed = Atomics.load(this.#head, SEED);
+  }
+
+  /** Lets a port have `max` addresses: alike in all tables over one memory, and before any is learned. */
+  setPortMax(port: number, max: number): void {
+    this.#portMax[port] = max;
   }
 
   /** Nobody else changes anything until `#unlock`. */
@@ -160,7 +172,7 @@ export class MacTable {
     return outcome;
   }
 
-  /** The addresses of `port`: each its two words. */
+  /** The addresses of `port`: each its two words, VLAN included. */
   addressesOf(port: number): number[] {
     const words: number[] = [];
     this.#lock();
@@ -174,7 +186,7 @@ export class MacTable {
     const slot = this.#find(first, last);
     if (slot < 0) return this.#insert(first, last, port, now);
     const before = this.#port[slot];
-    if (before !== port && this.#perPort[port] >= this.#portMax) return LEARN_REFUSED;
+    if (before !== port && this.#perPort[port] >= this.#portMax[port]) return LEARN_REFUSED;
     this.#seen[slot] = now;
     if (before === port) return LEARN_KNOWN;
     this.#perPort[before]--;
@@ -184,7 +196,7 @@ export class MacTable {
   }
 
   #insert(first: number, last: number, port: number, now: number): number {
-    if (this.#head[SIZE] >= this.#max || this.#perPort[port] >= this.#portMax) return LEARN_REFUSED;
+    if (this.#head[SIZE] >= this.#max || this.#perPort[port] >= this.#portMax[port]) return LEARN_REFUSED;
     let slot = this.#home(first, last);
     for (let probes = 0; this.#last[slot] !== 0; probes++) {
       if (probes === MAX_PROBES - 1) return LEARN_REFUSED;
@@ -206,7 +218,7 @@ export class MacTable {
     if (this.#shared) Atomics.add(this.#head, VERSION, 1);
     let hole = slot;
     for (let next = (slot + 1) & this.#mask; this.#last[next] !== 0; next = (next + 1) & this.#mask) {
-      const home = this.#home(this.#first[next], this.#last[next] & 0xffff);
+      const home = this.#home(this.#first[next], this.#last[next] & ~USED);
       if (((next - home) & this.#mask) < ((next - hole) & this.#mask)) continue;
       this.#first[hole] = this.#first[next];
       this.#last[hole] = this.#last[next];

@@ -7,6 +7,8 @@ import {
   PACKET_ADD_MEMBERSHIP,
   PACKET_COPY_THRESH,
   PACKET_FANOUT,
+  PACKET_FANOUT_DATA,
+  PACKET_FANOUT_EBPF,
   PACKET_FANOUT_FLAG_IGNORE_OUTGOING,
   PACKET_FANOUT_FLAG_UNIQUEID,
   PACKET_FANOUT_HASH,
@@ -128,7 +130,23 @@ export function bypassQdisc(fd: number): void {
  * Has the sockets, bound to one interface, share what it receives, by flows. Throws SysError: EINVAL where the interface is down.
  */
 export function shareFlows(fds: readonly number[]): void {
-  const mode = PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
+  share(fds, PACKET_FANOUT_HASH | PACKET_FANOUT_FLAG_IGNORE_OUTGOING);
+}
+
+/**
+ * As `shareFlows`, but by a program, which answers a socket's place in `fds`; all goes to the first until there is one. An interface
+ * that goes down and comes up again changes nothing of that.
+ */
+export function shareByProgram(fds: readonly number[]): void {
+  share(fds, PACKET_FANOUT_EBPF | PACKET_FANOUT_FLAG_IGNORE_OUTGOING);
+}
+
+/** Gives the sockets of `shareByProgram`, of which `fd` is one, their program; its descriptor may be closed then. Throws SysError. */
+export function setFanoutProgram(fd: number, program: number): void {
+  setOption(fd, PACKET_FANOUT_DATA, program, 'PACKET_FANOUT_DATA');
+}
+
+function share(fds: readonly number[], mode: number): void {
   setOption(fds[0], PACKET_FANOUT, (mode | PACKET_FANOUT_FLAG_UNIQUEID) << 16, 'PACKET_FANOUT');
   const group = new Int32Array(1);
   check(c.getsockopt(fds[0], SOL_PACKET, PACKET_FANOUT, group, new Uint32Array([4])), 'getsockopt PACKET_FANOUT');

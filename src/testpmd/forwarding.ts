@@ -41,7 +41,7 @@ export class Forwarding {
     this.#given = given;
     this.#ports = ports;
     burst.limit = settings.burst;
-    this.#streams = streams.map((plan) => new Stream(plan, ports, burst, retry));
+    this.#streams = streams.map((plan) => new Stream(plan, ports, workshop, retry));
     this.#modes = this.#streams.map(
       (stream) => trafficMode(stream, workshop, settings) ?? MODES[settings.mode](stream, workshop, settings),
     );

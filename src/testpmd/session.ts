@@ -125,25 +125,28 @@ export class Session {
     const chosen = this.portsOf(choice);
     if (chosen.length === 0) return;
     for (const { port, mac, started } of chosen) {
-      if (started) this.say(`Port ${port} is now not stopped\nPlease stop the ports first`);
+      if (started) this.say(`Port ${port} is now not stopped`);
       else {
         await this.engine.startPort(port);
         this.say(`Port ${port}: ${mac.toUpperCase()}`);
       }
     }
-    this.say('Checking link statuses...\nDone');
+    const none = chosen.every(({ started }) => started);
+    this.say(`${none ? 'Please stop the ports first' : 'Checking link statuses...'}\nDone`);
   }
 
   async stopPorts(choice: PortChoice): Promise<void> {
     const chosen = this.portsOf(choice);
     if (chosen.length === 0) return;
     this.say('Stopping ports...');
+    const busy = chosen.filter(({ port }) => this.engine.forwarding && this.#ports.includes(port));
     for (const { port } of chosen) {
-      if (this.engine.forwarding && this.#ports.includes(port)) {
+      if (busy.some((one) => one.port === port)) {
         this.say(`Please remove port ${port} from forwarding configuration.`);
       } else await this.engine.stopPort(port);
     }
-    this.say('Checking link statuses...\nDone');
+    if (busy.length < chosen.length) this.say('Checking link statuses...');
+    this.say('Done');
   }
 
   setPromiscuous(choice: PortChoice, on: boolean): void {

@@ -4,6 +4,7 @@
 import type { DevicePort } from '../port/device-port.ts';
 import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
 import type { VerifierMemory } from './traffic/flow-verifier.ts';
+import type { Workshop } from './workshop.ts';
 
 /** Places of a stream's counters. */
 export const STREAM_SLOTS = {
@@ -60,15 +61,17 @@ export class Stream {
   readonly tx: DevicePort;
   readonly burst: Burst;
   readonly counters: Float64Array;
+  readonly #workshop: Workshop;
   readonly #rxQueue: number;
   readonly #txQueue: number;
   readonly #retry: Retry | undefined;
 
-  constructor(plan: StreamPlan, ports: readonly DevicePort[], burst: Burst, retry: Retry | undefined) {
+  constructor(plan: StreamPlan, ports: readonly DevicePort[], workshop: Workshop, retry: Retry | undefined) {
     this.plan = plan;
     this.rx = ports[plan.rxPort];
     this.tx = ports[plan.txPort];
-    this.burst = burst;
+    this.#workshop = workshop;
+    this.burst = workshop.burst;
     this.counters = new Float64Array(plan.counters);
     this.#rxQueue = plan.rxQueue;
     this.#txQueue = plan.txQueue;
@@ -78,7 +81,9 @@ export class Stream {
   /** The burst becomes what has arrived. @returns packets; if there are any, `complete` must follow */
   receive(): number {
     const n = this.rx.receive(this.#rxQueue);
-    if (n > 0) this.counters[STREAM_SLOTS.rx_packets] += n;
+    if (n === 0) return 0;
+    this.counters[STREAM_SLOTS.rx_packets] += n;
+    this.#workshop.restoreTags();
     return n;
   }
 

@@ -72,10 +72,12 @@ export const PACKET_COPY_THRESH = 7;
 export const PACKET_VERSION = 10;
 export const PACKET_VNET_HDR = 15;
 export const PACKET_FANOUT = 18;
+export const PACKET_FANOUT_DATA = 22;
 export const PACKET_QDISC_BYPASS = 20;
 export const PACKET_IGNORE_OUTGOING = 23;
 
 export const PACKET_FANOUT_HASH = 0;
+export const PACKET_FANOUT_EBPF = 7;
 /** As PACKET_IGNORE_OUTGOING, which a group does not heed; since Linux 5.16, and without effect before. */
 export const PACKET_FANOUT_FLAG_IGNORE_OUTGOING = 0x4000;
 /** The kernel chooses a group that nobody has. */

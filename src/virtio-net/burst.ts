@@ -13,6 +13,9 @@ export const BURST_SIZE = 32;
 /** Largest frame that is switched, bytes, without a VLAN tag's four: DPDK's jumbo limit. */
 export const MAX_FRAME_BYTES = 9728;
 
+/** Segments of a burst: what its packets have, and a front of its own for each (front-stage.ts). */
+export const BURST_SEGMENTS = MAX_SEGMENTS + BURST_SIZE;
+
 /** In place of a packet's length: its header asks for what makes no sense, and it goes nowhere. */
 export const BAD_OFFLOAD = -1;
 
@@ -56,11 +59,11 @@ export const SCRATCH = (() => {
     delivered: words(BURST_SIZE),
     all: words(BURST_SIZE),
     list: words(BURST_SIZE),
-    segWindow: words(MAX_SEGMENTS),
-    segOff: words(MAX_SEGMENTS),
-    segLen: words(MAX_SEGMENTS),
+    segWindow: words(BURST_SEGMENTS),
+    segOff: words(BURST_SEGMENTS),
+    segLen: words(BURST_SEGMENTS),
     copies: words(3 * BURST_SIZE),
-    usedIds: words(BURST_SIZE),
+    used: words(2 * BURST_SIZE),
     tally: words(TALLY_WORDS),
     spread: words(SPREAD_WORDS),
   } as const;
@@ -90,6 +93,13 @@ export class Burst {
   readonly needs: Int32Array;
   /** some packet needs something */
   offloads = false;
+  /**
+   * a VLAN tag that has come beside each packet, not in its bytes: EtherType · 2¹⁶ + the tag's second half, as an int32; 0 for none.
+   * Means something while `tagged`; stage 2 makes of it the tag that the packet would leave with.
+   */
+  readonly tag = new Int32Array(BURST_SIZE);
+  /** some packet has come with a tag beside it: set by ports whose kernel takes tags off, which fill `tag` for all; stage 2 clears it */
+  tagged = false;
   /** what the source ring gets back when the burst is complete: each packet's chain */
   readonly id: Int32Array;
   /** and the slots it takes */
@@ -115,6 +125,17 @@ export class Burst {
   /** all packets go between the same two addresses with the same type, none asks anything of its receiver, and their lengths are fair */
   uniform = false;
 
+  /** Empties the burst, for a port that is about to fill it by its own means. */
+  clear(): void {
+    this.segments.count = 0;
+    this.count = 0;
+    this.uniform = false;
+    this.tagged = false;
+    if (!this.offloads) return;
+    this.needs.fill(0);
+    this.offloads = false;
+  }
+
   /** Makes the burst one frame, which lies in one piece and asks nothing of its receiver. */
   putOne(window: number, off: number, frame: Uint8Array): void {
     const { segments } = this;
@@ -124,6 +145,7 @@ export class Burst {
     this.first[1] = 1;
     this.len[0] = frame.length;
     this.needs[0] = 0;
+    this.tagged = false;
     this.uniform = false;
     this.frontBytes.fill(0, 0, FRONT_BYTES);
     this.frontBytes.set(frame.subarray(0, FRONT_BYTES));
@@ -140,7 +162,7 @@ export class Burst {
   /** @param scratch memory for the arrays, a page at least */
   constructor(scratch: ArrayBuffer) {
     const words = (off: number, n: number) => new Int32Array(scratch, off, n);
-    const segments = (off: number) => words(off, MAX_SEGMENTS);
+    const segments = (off: number) => words(off, BURST_SEGMENTS);
     this.segments = new SegmentList(segments(SCRATCH.segWindow), segments(SCRATCH.segOff), segments(SCRATCH.segLen));
     this.first = words(SCRATCH.first, BURST_SIZE + 1);
     this.len = words(SCRATCH.len, BURST_SIZE);

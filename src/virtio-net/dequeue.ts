@@ -27,6 +27,7 @@ export function dequeueBurst(vring: NetVring, stage: RingStage): number {
     burst.needs.fill(0);
     burst.offloads = false;
   }
+  burst.tagged = false;
   const ready = ring.refresh();
   if (ready === 0) return 0;
   const n = Math.min(ready, BURST_SIZE);

@@ -34,17 +34,22 @@ export function locals<P extends string, L extends string>(
 /** What every function is told of the chunk at hand, and of the device header. */
 export const CHUNK_PARAMS = ['headerLen', 'mapLo', 'mapHi', 'reach', 'base'] as const;
 export type ChunkArgs = [headerLen: number, mapLo: number, mapHi: number, reach: number, base: number];
-export const DESC_LOCALS = ['at', 'lo', 'len', 'off', 'b4', 'c4', 'runLen', 'run', 'bin', 'longest'] as const;
-type L = Record<(typeof CHUNK_PARAMS)[number] | (typeof DESC_LOCALS)[number], number>;
+export const DESC_LOCALS = ['at', 'len', 'off', 'b4', 'c4', 'runLen', 'run', 'bin', 'longest'] as const;
+/** i64 locals, behind all i32 ones: the chunk's first guest address, a buffer's distance from it, and a descriptor's second half. */
+export const WIDE_LOCALS = ['map', 'distance', 'tail'] as const;
+type L = Record<(typeof CHUNK_PARAMS)[number] | (typeof DESC_LOCALS)[number] | (typeof WIDE_LOCALS)[number], number>;
 
-/** Loads the buffer of the descriptor at `at`, and leaves unless the chunk holds it; then `off` is its window offset. */
+/** What every function begins with. */
+export const begin = (l: L): Code[] => [
+  ...[get(l.mapHi), op.extend, op.const64(32), op.shl64, get(l.mapLo), op.extend, op.or64, set(l.map)],
+];
+
+/** Loads the address of the descriptor at `at`, and leaves unless the chunk holds the `len` bytes there; then `off` is its window offset. */
 export const loadBuffer = (l: L, mem: number): Code[] => [
-  ...[get(l.at), op.load32(mem, DESC.addr), get(l.mapLo), op.sub, set(l.lo)],
-  ...leaveIf(get(l.at), op.load32(mem, DESC.addr + 4), get(l.mapHi), op.ne),
-  ...[get(l.at), op.load32(mem, DESC.len), set(l.len)],
   ...leaveIf(get(l.len), get(l.reach), op.gtU),
-  ...leaveIf(get(l.lo), get(l.reach), get(l.len), op.sub, op.gtU),
-  ...[get(l.base), get(l.lo), op.add, set(l.off)],
+  ...[get(l.at), op.load64(mem, DESC.addr), get(l.map), op.sub64, tee(l.distance)],
+  ...leaveIf(get(l.reach), get(l.len), op.sub, op.extend, op.gtU64),
+  ...[get(l.base), get(l.distance), op.wrap, op.add, set(l.off)],
 ];
 
 /** Adds to one word of the tally. */
@@ -88,7 +93,7 @@ const tallyGroup = (word0: Code[], word1: Code[]): Code[] => [
   ),
 ];
 
-/** v128 locals of `take`, which come last. */
+/** v128 locals of `take`, which come last of all. */
 export const TAKE_WIDE = ['front', 'differ'] as const;
 type TakeLocals = L & Record<'i' | 'segment' | 'window' | (typeof TAKE_WIDE)[number], number>;
 

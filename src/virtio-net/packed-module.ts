@@ -2,8 +2,8 @@
  * The plain packets' way through packed rings in WebAssembly: packets of one descriptor, in the memory chunk at hand. A slot's
  * flags are loaded first, in order before the rest of it; all of a used element but its address is one store.
  */
-import { COPY_ENTRY_BYTES, DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
-import { type Code, type FunctionBody, I32, op, V128 } from '../mem/wasm-assembler.ts';
+import { DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
+import { type Code, type FunctionBody, I32, I64, op, V128 } from '../mem/wasm-assembler.ts';
 import {
   VRING_DESC_F_INDIRECT,
   VRING_DESC_F_NEXT,
@@ -13,6 +13,7 @@ import {
 import { AVAIL, AVAIL_USED } from '../virtqueue/packed-ring.ts';
 import { SCRATCH } from './burst.ts';
 import {
+  begin,
   CHUNK_PARAMS,
   type ChunkArgs,
   copyAll,
@@ -31,6 +32,7 @@ import {
   takePacket,
   tallyRun,
   times,
+  WIDE_LOCALS,
 } from './module-parts.ts';
 
 const { get, set, tee } = op;
@@ -44,11 +46,16 @@ const LAYOUT_FLAGS = VRING_DESC_F_NEXT | VRING_DESC_F_WRITE | VRING_DESC_F_INDIR
 const RING_PARAMS = ['desc', 'num', 'slot', 'avail'] as const;
 type RingArgs = [desc: number, num: number, slot: number, avail: number];
 type RingLocals = Record<(typeof RING_PARAMS)[number] | 'at', number>;
+/** A descriptor's second half: length, id, flags. */
+const ID_MASK = 0xffff_0000_0000;
+const TAIL_ID = [op.const64(32), op.shrU64, op.wrap, op.const(0xffff), op.and];
 
 /** Finds the slot's descriptor, and leaves unless it is available and alone with `flags`. */
-const findDescriptor = (l: RingLocals, mem: number, flags: number): Code[] => [
-  ...[get(l.desc), ...times(l.slot, 4), op.add, tee(l.at), op.atomicLoad16(mem, DESC.flags)],
+const findDescriptor = (l: RingLocals & Record<'len' | 'tail', number>, mem: number, flags: number): Code[] => [
+  ...[get(l.desc), ...times(l.slot, 4), op.add, tee(l.at), op.atomicLoad64(mem, DESC.len), tee(l.tail)],
+  ...[op.const64(48), op.shrU64, op.wrap],
   ...leaveIf(op.const(AVAIL_USED | LAYOUT_FLAGS), op.and, get(l.avail), op.const(flags), op.or, op.ne),
+  ...[get(l.tail), op.wrap, set(l.len)],
 ];
 
 const nextSlot = (l: RingLocals): Code[] => [
@@ -57,14 +64,13 @@ const nextSlot = (l: RingLocals): Code[] => [
 ];
 
 /**
- * Stores a used element into the descriptor at `at` of `mem`: `lower` is its length, `id` a local. With `first` (code of an i32)
+ * Stores a used element into the descriptor at `at` of `mem`: `element` (code of an i64) is its length and id. With `first` (code of an i32)
  * not zero it keeps an available descriptor's flags: the driver must not see it yet. A used descriptor's AVAIL is its lap's wrap
  * counter, as an available one's, and its USED the same.
  */
-const putUsed = (l: RingLocals, mem: number, lower: Code[], id: number, first: Code[], write: number): Code[] => [
+const putUsed = (l: RingLocals, mem: number, element: Code[], first: Code[], write: number): Code[] => [
   get(l.at),
-  ...[...lower, op.extend],
-  ...[get(id), op.extend, op.const64(32), op.shl64, op.or64],
+  ...element,
   ...[get(l.avail), op.const(AVAIL_USED), op.const(0), get(l.avail), op.const(AVAIL), op.and, op.select],
   ...[...first, op.select, op.const(write), op.or, op.extend, op.const64(48), op.shl64, op.or64],
   op.store64(mem, DESC.len),
@@ -73,19 +79,20 @@ const putUsed = (l: RingLocals, mem: number, lower: Code[], id: number, first: C
 /** takePacked(…ring, …chunk, window, i, n, segment) → the first packet that is not plain or not there, or n. */
 function takeFunction(): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, 'window', 'i', 'n', 'segment'] as const;
-  const l = locals(params, [...DESC_LOCALS, ...TAKE_WIDE]);
+  const l = locals(params, [...DESC_LOCALS, ...WIDE_LOCALS, ...TAKE_WIDE]);
   return {
     name: 'takePacked',
     params: params.length,
     result: true,
-    locals: [...DESC_LOCALS.map(() => I32), ...TAKE_WIDE.map(() => V128)],
+    locals: [...DESC_LOCALS.map(() => I32), ...WIDE_LOCALS.map(() => I64), ...TAKE_WIDE.map(() => V128)],
     code: [
+      ...begin(l),
       op.block(
         op.doWhile(
           ...findDescriptor(l, SRC, 0),
           ...loadBuffer(l, SRC),
           ...takePacket(l),
-          ...[get(l.b4), get(l.at), op.load16(SRC, DESC.id), op.store32(SCRATCH_MEM, SCRATCH.id)],
+          ...[get(l.b4), get(l.tail), ...TAIL_ID, op.store32(SCRATCH_MEM, SCRATCH.id)],
           ...[get(l.b4), op.const(1), op.store32(SCRATCH_MEM, SCRATCH.slots)],
           ...nextSlot(l),
           ...[get(l.i), op.const(1), op.add, tee(l.i), get(l.n), op.ltU],
@@ -107,32 +114,30 @@ const FILL = { any: 'fillPacked', uniform: 'fillPackedUniform' };
  */
 function fillFunction(kind: Kind): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, ...FILL_PARAMS] as const;
-  const others = [...DESC_LOCALS, ...FILL_LOCALS, 'id', 'at12', 'firstSlot', 'firstAvail', 'before'] as const;
-  const l = locals(params, others);
+  const others = [...DESC_LOCALS, ...FILL_LOCALS, 'firstSlot', 'firstAvail', 'before', 'at8', 'end8'] as const;
+  const l = locals(params, [...others, ...WIDE_LOCALS]);
   const putAllUsed = [
     ...[get(l.firstSlot), set(l.slot), get(l.firstAvail), set(l.avail)],
     op.doWhile(
       ...[get(l.desc), ...times(l.slot, 4), op.add, set(l.at)],
-      ...[get(l.before), op.load32(SCRATCH_MEM, SCRATCH.usedIds), set(l.id)],
       ...putUsed(
         l,
         DST,
-        [get(l.at12), op.load32(SCRATCH_MEM, SCRATCH.copies + 8), get(l.headerLen), op.add],
-        l.id,
-        [get(l.filled), get(l.at12), op.or, op.eqz],
+        [get(l.at8), op.load64(SCRATCH_MEM, SCRATCH.used)],
+        [get(l.before), get(l.at8), op.or, op.eqz],
         VRING_DESC_F_WRITE,
       ),
       ...nextSlot(l),
-      ...[get(l.before), op.const(4), op.add, set(l.before)],
-      ...[get(l.at12), op.const(COPY_ENTRY_BYTES), op.add, tee(l.at12), get(l.copyAt), op.ltU],
+      ...[get(l.at8), op.const(8), op.add, tee(l.at8), get(l.end8), op.ltU],
     ),
   ];
   return {
     name: FILL[kind],
     params: params.length,
     result: true,
-    locals: others.map(() => I32),
+    locals: [...others.map(() => I32), ...WIDE_LOCALS.map(() => I64)],
     code: [
+      ...begin(l),
       ...[get(l.slot), set(l.firstSlot), get(l.avail), set(l.firstAvail), get(l.filled), set(l.before)],
       op.block(
         op.doWhile(
@@ -140,14 +145,13 @@ function fillFunction(kind: Kind): FunctionBody {
           ...findDescriptor(l, DST, VRING_DESC_F_WRITE),
           ...loadBuffer(l, DST),
           ...leaveIf(get(l.len), get(l.need), op.ltU),
-          ...[get(l.filled), get(l.before), op.sub, op.const(2), op.shl],
-          ...[get(l.at), op.load16(DST, DESC.id), op.store32(SCRATCH_MEM, SCRATCH.usedIds)],
+          ...[get(l.end8), get(l.tail), op.const64(ID_MASK), op.and64, get(l.need), op.extend, op.or64],
+          ...[op.store64(SCRATCH_MEM, SCRATCH.used), get(l.end8), op.const(8), op.add, set(l.end8)],
           ...nextSlot(l),
           ...fillPacket(l, kind),
         ),
       ),
       ...tallyRun(l),
-      ...[get(l.before), set(l.filled), op.const(0), set(l.before)],
       ...copyAll(l, ...putAllUsed),
       get(l.i),
     ],
@@ -160,18 +164,19 @@ function fillFunction(kind: Kind): FunctionBody {
  */
 function completeFunction(): FunctionBody {
   const params = [...RING_PARAMS, 'i', 'n'] as const;
-  const l = locals(params, ['at', 'id', 'b4', 'first']);
+  const l = locals(params, ['at', 'b4', 'first']);
+  const id = [get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.id), op.extend, op.const64(32), op.shl64];
   return {
     name: 'completePacked',
     params: params.length,
     result: false,
-    locals: [I32, I32, I32, I32],
+    locals: [I32, I32, I32],
     code: [
       ...[get(l.i), set(l.first)],
       op.doWhile(
         ...[get(l.desc), ...times(l.slot, 4), op.add, set(l.at)],
-        ...[...times(l.i, 2), tee(l.b4), op.load32(SCRATCH_MEM, SCRATCH.id), set(l.id)],
-        ...putUsed(l, SRC, [op.const(0)], l.id, [get(l.i), get(l.first), op.eq], 0),
+        ...[...times(l.i, 2), set(l.b4)],
+        ...putUsed(l, SRC, id, [get(l.i), get(l.first), op.eq], 0),
         // A chain may have taken several slots, at most a lap.
         ...[get(l.slot), get(l.b4), op.load32(SCRATCH_MEM, SCRATCH.slots), op.add, tee(l.slot), get(l.num), op.geU],
         op.if(

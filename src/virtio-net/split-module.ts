@@ -3,10 +3,11 @@
  * `plain.ts` does in TypeScript, faster: no bounds check, no look at an array before each access.
  */
 import { DST, SCRATCH as SCRATCH_MEM, SRC } from '../mem/copy-module.ts';
-import { type Code, type FunctionBody, I32, op, V128 } from '../mem/wasm-assembler.ts';
+import { type Code, type FunctionBody, I32, I64, op, V128 } from '../mem/wasm-assembler.ts';
 import { VRING_DESC, VRING_DESC_F_WRITE, VRING_USED_ELEM } from '../uapi/virtio-ring.ts';
 import { SCRATCH } from './burst.ts';
 import {
+  begin,
   CHUNK_PARAMS,
   type ChunkArgs,
   copyAll,
@@ -26,6 +27,7 @@ import {
   takePacket,
   tallyRun,
   times,
+  WIDE_LOCALS,
 } from './module-parts.ts';
 
 const { get, set, tee } = op;
@@ -34,7 +36,7 @@ const FLAGS_MASK = 0xffff;
 /** What both directions are told of a ring: its parts as window offsets, its size, its position. */
 const RING_PARAMS = ['desc', 'ring', 'num', 'mask', 'next'] as const;
 type RingArgs = [desc: number, ring: number, num: number, mask: number, next: number];
-type RingLocals = Record<(typeof RING_PARAMS)[number] | 'head' | 'at', number>;
+type RingLocals = Record<(typeof RING_PARAMS)[number] | 'head' | 'at' | 'len' | 'tail', number>;
 
 /** Loads the head in the avail ring, `ahead` (a local) entries from the position. */
 const loadHead = (l: RingLocals, mem: number, ahead: number): Code[] => [
@@ -46,20 +48,23 @@ const loadHead = (l: RingLocals, mem: number, ahead: number): Code[] => [
 const findDescriptor = (l: RingLocals, mem: number, flags: number): Code[] => [
   ...leaveUnless(get(l.head), get(l.num), op.ltU),
   ...[get(l.desc), ...times(l.head, 4), op.add, set(l.at)],
-  ...leaveIf(get(l.at), op.load32(mem, VRING_DESC.off.flags), op.const(FLAGS_MASK), op.and, op.const(flags), op.ne),
+  ...[get(l.at), op.load64(mem, VRING_DESC.off.len), tee(l.tail), op.const64(32), op.shrU64, op.wrap],
+  ...leaveIf(op.const(FLAGS_MASK), op.and, op.const(flags), op.ne),
+  ...[get(l.tail), op.wrap, set(l.len)],
 ];
 
 /** takeSplit(…ring, …chunk, window, i, n, segment) → the first packet that is not plain, or n. `segment`: segments in use before. */
 function takeFunction(): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, 'window', 'i', 'n', 'segment'] as const;
   const others = [...DESC_LOCALS, 'head'] as const;
-  const l = locals(params, [...others, ...TAKE_WIDE]);
+  const l = locals(params, [...others, ...WIDE_LOCALS, ...TAKE_WIDE]);
   return {
     name: 'takeSplit',
     params: params.length,
     result: true,
-    locals: [...others.map(() => I32), ...TAKE_WIDE.map(() => V128)],
+    locals: [...others.map(() => I32), ...WIDE_LOCALS.map(() => I64), ...TAKE_WIDE.map(() => V128)],
     code: [
+      ...begin(l),
       op.block(
         op.doWhile(
           ...loadHead(l, SRC, l.i),
@@ -86,14 +91,15 @@ const FILL = { any: 'fillSplit', uniform: 'fillSplitUniform' };
 function fillFunction(kind: Kind): FunctionBody {
   const params = [...RING_PARAMS, ...CHUNK_PARAMS, 'used', ...FILL_PARAMS] as const;
   const others = [...DESC_LOCALS, 'head', ...FILL_LOCALS] as const;
-  const l = locals(params, others);
+  const l = locals(params, [...others, ...WIDE_LOCALS]);
   const usedElem = [get(l.head), op.extend, get(l.need), op.extend, op.const64(32), op.shl64, op.or64];
   return {
     name: FILL[kind],
     params: params.length,
     result: true,
-    locals: others.map(() => I32),
+    locals: [...others.map(() => I32), ...WIDE_LOCALS.map(() => I64)],
     code: [
+      ...begin(l),
       op.block(
         op.doWhile(
           ...nextPacket(l, kind),

@@ -139,6 +139,11 @@ export class PackedRing extends Vring {
     return this.ready;
   }
 
+  /** A driver makes slots available in order. */
+  holds(slots: number): boolean {
+    return this.refresh() > 0 && this.#available(Math.min(slots, this.num) - 1);
+  }
+
   /**
    * At the used index of the records, which know better than the base where the predecessor stopped. What it had taken and not used
    * is available there.

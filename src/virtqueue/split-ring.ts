@@ -121,6 +121,10 @@ export class SplitRing extends Vring {
     return ready;
   }
 
+  holds(slots: number): boolean {
+    return this.refresh() >= Math.min(slots, this.num);
+  }
+
   /** What was taken and not used lies between the used and the avail index. */
   protected resume(records: RingRecords): boolean {
     return records.pending <= ((Atomics.load(this.avail, this.availIdx + 1) - this.next) & 0xffff);

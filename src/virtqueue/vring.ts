@@ -143,6 +143,9 @@ export abstract class Vring {
    */
   abstract refresh(): number;
 
+  /** Looks again, and says whether `slots` slots are available, or all that the ring has if those are fewer. */
+  abstract holds(slots: number): boolean;
+
   /**
    * Appends the memory of the chain in the slot `ahead` to `out`; its id and slots are then in `chainId` and `chainSlots`.
    * @param direction VRING_DESC_F_WRITE if the device writes the chain, 0 if it reads it

@@ -4,16 +4,16 @@ import { execFileSync } from 'node:child_process';
 import { closeSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import koffi from 'koffi';
 import type { DrivenRing } from '../../src/port/net-pair.ts';
 import type { VirtioUserOptions } from '../../src/port/virtio-user.ts';
-import { createEventfd, drain, signal } from '../../src/sys/eventfd.ts';
+import { createEventfd, signal } from '../../src/sys/eventfd.ts';
 import { connectUnix } from '../../src/sys/unix-socket.ts';
 import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
 import { FrontEnd } from '../../src/vhost-user/front-end.ts';
 import { FAULTS } from '../../src/virtqueue/fault.ts';
 import { asSplit, writeDescriptor } from '../../src/virtqueue/split-driver.ts';
+import { fillAndBlock } from '../kit/full-eventfd.ts';
 import { SwitchProcess } from './switch-process.ts';
 import { Conversation, connectGuest, FEEDER, frame, macOf, whileFed } from './traffic.ts';
 
@@ -174,13 +174,3 @@ describe('rings and eventfds that are hostile', { timeout: 180_000 }, () => {
     assert.equal(await running.stop(), 'ended with status 0', running.output);
   });
 });
-
-const F_SETFL = 4;
-const O_RDWR = 2;
-const fcntl = koffi.load(null).func('fcntl', 'int', ['int', 'int', 'int']);
-/** Makes the next write to an eventfd wait. The switch has set it not to block, but the guest shares that setting. */
-function fillAndBlock(fd: number): void {
-  drain(fd);
-  assert.equal(fcntl(fd, F_SETFL, O_RDWR), 0);
-  writeSync(fd, new BigUint64Array([2n ** 64n - 2n]));
-}

@@ -227,6 +227,15 @@ describe('the vhost-testpmd command', { timeout: 240_000 }, () => {
       program.type('nonsense\x03set burst 19\r');
       await program.hears(/Number of packets per burst set to 19\r\n/);
       await program.hears(/testpmd> /);
+      program.type('set bu');
+      await program.hears(/bu$/);
+      await running.kill();
+      // above what is being typed, which comes again
+      await program.hears(/Port \d: link state change event: down: \S.*\r\n.*testpmd> set bu/);
+      await program.hears(/Port \d: link state change event: down: \S.*\r\n.*testpmd> set bu/);
+      program.type('rst 20\r');
+      await program.hears(/Number of packets per burst set to 20\r\n/);
+      await program.hears(/testpmd> /);
       program.type('\x03');
       await program.hears(/Bye...\r\n[\s\S]*status 0\r\n/);
       const after = /^([\da-f]+(?::[\da-f]+)+)/.exec(await program.hears(/(?::[\da-f]+)+\r\n/))?.[1];
@@ -235,7 +244,7 @@ describe('the vhost-testpmd command', { timeout: 240_000 }, () => {
       assert.doesNotMatch(program.process.lastLines(200), /Command not found/);
       await program.ended();
     } finally {
-      await running.stop();
+      await running.kill();
     }
   });
 

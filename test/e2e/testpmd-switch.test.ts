@@ -1,7 +1,9 @@
 /** testpmd's engine as the guests of our switch: its virtio-user ports against our own back end. */
 import assert from 'node:assert/strict';
+import { existsSync, readdirSync } from 'node:fs';
+import { join } from 'node:path';
 import { after, describe, test } from 'node:test';
-import { waitUntil } from '../peers/process.ts';
+import { makeTempDir, removeTempDir, waitUntil } from '../peers/process.ts';
 import { SwitchProcess } from './switch-process.ts';
 import { closeEngines, engineOf, PATIENCE_MS, userPort } from './testpmd-engine.ts';
 import { connectGuest, frame, macOf } from './traffic.ts';
@@ -16,6 +18,7 @@ const RINGS = {
   packed: { packed_vq: 1 },
   'packed, any order, not mergeable': { packed_vq: 1, in_order: 0, mrg_rxbuf: 0 },
   'rings of 16': { queue_size: 16 },
+  'with offloads': { offloads: 1 },
 } as const;
 
 /** Two ports send each other bursts on, which may not be longer than their rings, lest the switch drops what does not fit. */
@@ -53,7 +56,7 @@ async function circle(socket: string, keys: Record<string, number>, bytes: numbe
 describe('testpmd on the switch', { timeout: 120_000 }, () => {
   for (const [name, keys] of Object.entries(RINGS)) {
     test(`mac: two ports send each other on what they get, whole, round and round: ${name}`, async () => {
-      const running = await SwitchProcess.start(['--mergeable', '1']);
+      const running = await SwitchProcess.start(['--mergeable', '1', '--tx-csum', '1', '--tso', '1']);
       try {
         for (const bytes of [60, 508, 1514]) await circle(running.socket, keys, bytes);
       } finally {
@@ -62,7 +65,7 @@ describe('testpmd on the switch', { timeout: 120_000 }, () => {
     });
   }
 
-  test('io: frames of a card come back as they were sent, in order, also long ones', async () => {
+  test('macswap: frames of a card come back whole and in order, also long ones', async () => {
     const running = await SwitchProcess.start(['--mergeable', '1']);
     const engine = await engineOf([userPort(0, running.socket, { mac: macOf(9) })], { mode: 'macswap' });
     const card = await connectGuest({ path: running.socket, mac: macOf(1), maxFrame: 9000, bufferBytes: 2048 });
@@ -85,5 +88,157 @@ describe('testpmd on the switch', { timeout: 120_000 }, () => {
       await card.close();
       await running.stop();
     }
+  });
+
+  test('a card with several queues: each is a stream of its own, on as many threads as there may be', async () => {
+    const running = await SwitchProcess.start(['--mergeable', '1', '--queues', '4']);
+    const vdevs = [1, 2].map((n) => userPort(n - 1, running.socket, { mac: macOf(n), queues: 4 }));
+    const ethPeers = new Map([
+      [0, macOf(2)],
+      [1, macOf(1)],
+    ]);
+    const engine = await engineOf(vdevs, { ethPeers });
+    try {
+      for (const [rxq, cores] of [
+        [4, 1],
+        [1, 1],
+        [3, 2],
+        [4, 4],
+      ]) {
+        Object.assign(engine.config, { rxq, txq: rxq, cores });
+        const sentBefore = engine.stats(0).txPackets;
+        await engine.start(1);
+        const received = () => engine.stats(0).rxPackets + engine.stats(1).rxPackets;
+        const from = received();
+        await waitUntil('frames go round', () => received() > from + 5000, PATIENCE_MS);
+        const streams = await engine.stop();
+        assert.equal(streams.length, 2 * rxq);
+        assert.deepEqual(
+          streams.map(({ rxPort, rxQueue, txPort, txQueue }) => [rxPort, rxQueue, txPort, txQueue].join()),
+          Array.from({ length: rxq }, (_, q) => [`0,${q},1,${q}`, `1,${q},0,${q}`]).flat(),
+        );
+        const sent = streams.reduce((sum, { txPort, txPackets }) => sum + (txPort === 0 ? txPackets : 0), 0);
+        assert.equal(engine.stats(0).txPackets - sentBefore, sent);
+        assert.deepEqual(
+          engine.ports().map((info) => [info.rxQueues, info.txQueues, info.descriptors]),
+          [
+            [rxq, rxq, 256],
+            [rxq, rxq, 256],
+          ],
+        );
+      }
+    } finally {
+      await engine.close();
+      await running.stop();
+    }
+  });
+
+  test('a port that is stopped gets nothing, and cannot be forwarded', async () => {
+    const running = await SwitchProcess.start(['--mergeable', '1']);
+    const engine = await engineOf([userPort(0, running.socket, { mac: macOf(9) })], { mode: 'macswap' });
+    const card = await connectGuest({ path: running.socket, mac: macOf(1) });
+    try {
+      await assert.rejects(engine.stop(), { code: 'NOT_FORWARDING' });
+      await engine.stopPort(0);
+      await assert.rejects(engine.start(0), { code: 'PORT_STOPPED' });
+      await assert.rejects(engine.startPort(7), RangeError);
+      await engine.startPort(0);
+      await engine.start(0);
+      await assert.rejects(engine.start(0), { code: 'ALREADY_FORWARDING' });
+      await assert.rejects(engine.stopPort(0), { code: 'ALREADY_FORWARDING' });
+      card.send(frame(macOf(9), macOf(1)));
+      card.flush();
+      assert.ok(await card.waitFrame(PATIENCE_MS));
+      engine.clearStats(0);
+      assert.equal(engine.stats(0).rxPackets, 0);
+      assert.equal(engine.xstats(0).get('tx_good_packets'), 0);
+    } finally {
+      await engine.close();
+      await card.close();
+      await running.stop();
+    }
+  });
+
+  test('the switch is killed under traffic and comes back: ports go down with a reason and up again, and frames go on', async () => {
+    const before = readdirSync('/proc/self/fd').length;
+    const dir = makeTempDir('testpmd-killed');
+    const socket = join(dir, 'sock');
+    const line = ['--socket-file', socket, '--mergeable', '1'];
+    const start = () => SwitchProcess.start(line, { dir, wholeLine: true });
+    let running = await start();
+    const vdevs = [1, 2].map((n) => userPort(n - 1, socket, { mac: macOf(n) }));
+    // which sends whatever becomes of it
+    const engine = await engineOf(vdevs, { mode: 'flowgen' });
+    const told: string[] = [];
+    engine.onLink(({ port, up, reason }) => told.push(`${port} ${up ? 'up' : reason}`));
+    try {
+      await engine.start(0);
+      for (let time = 0; time < 3; time++) {
+        for (const port of [0, 1]) {
+          const from = engine.stats(port).rxPackets;
+          await waitUntil('frames go round', () => engine.stats(port).rxPackets > from + 2000, PATIENCE_MS, {
+            details: () => JSON.stringify([time, port, engine.ports(), engine.streams()]),
+          });
+        }
+        await running.kill();
+        await waitUntil('the ports are down', () => engine.ports().every(({ up }) => !up), PATIENCE_MS);
+        running = await start();
+        await waitUntil('the ports are up', () => engine.ports().every(({ up }) => up), PATIENCE_MS);
+      }
+      assert.deepEqual(
+        told.filter((one) => one.startsWith('0')),
+        Array.from({ length: 3 }, () => ['0 the back end has gone', '0 up']).flat(),
+      );
+      await engine.stop();
+    } finally {
+      await engine.close();
+      await running.stop();
+      removeTempDir(dir);
+    }
+    assert.equal(readdirSync('/proc/self/fd').length, before, 'every descriptor is closed');
+  });
+
+  test('server=1: the switch connects to us, and again when it has been killed', async () => {
+    const dir = makeTempDir('testpmd-server');
+    const socket = join(dir, 'sock');
+    const start = () =>
+      SwitchProcess.start(['--client', '--socket-file', socket, '--mergeable', '1'], {
+        dir,
+        wholeLine: true,
+        up: /waiting/,
+      });
+    let running = await start();
+    const engine = await engineOf([userPort(0, socket, { mac: macOf(9), server: 1 })], { mode: 'io' });
+    try {
+      assert.equal(engine.ports()[0].up, true);
+      await engine.start(0);
+      await running.kill();
+      await waitUntil('the port is down', () => !engine.ports()[0].up, PATIENCE_MS);
+      running = await start();
+      await waitUntil('the port is up', () => engine.ports()[0].up, PATIENCE_MS);
+      await engine.stop();
+    } finally {
+      await engine.close();
+      assert.equal(existsSync(socket), false, 'the socket is removed');
+      await running.stop();
+      removeTempDir(dir);
+    }
+  });
+
+  test('what cannot be opened is said, and leaves nothing behind', async () => {
+    const dir = makeTempDir('testpmd-nothing');
+    const before = readdirSync('/proc/self/fd').length;
+    const open = (vdev: string) => engineOf([vdev]);
+    try {
+      await assert.rejects(open(userPort(0, join(dir, 'none'))), { code: 'ENOENT' });
+      await assert.rejects(open('net_virtio_user0'), /needs path=/);
+      await assert.rejects(open('net_virtio_user0,path=/tmp/x,queue_size=100'), /a power of two/);
+      await assert.rejects(open('net_virtio_user0,path=/tmp/x,colour=red'), /no key "colour"/);
+      await assert.rejects(open('net_unheard_of0'), /no such kind of device/);
+      await assert.rejects(open('net_ring0'), /there are no net_ring ports here; there are net_virtio_user/);
+    } finally {
+      removeTempDir(dir);
+    }
+    assert.equal(readdirSync('/proc/self/fd').length, before);
   });
 });

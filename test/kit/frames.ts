@@ -7,6 +7,14 @@ export const BROADCAST = Buffer.from('ffffffffffff', 'hex');
 /** A unicast address that is told from others by `n`. */
 export const mac = (n: number): Buffer => Buffer.from([0x52, 0x54, n >>> 24, n >>> 16, n >>> 8, n]);
 
+/** The frame with a VLAN tag behind its addresses. */
+export function tagged(bytes: Buffer, tci: number, tpid = 0x8100): Buffer {
+  const tag = Buffer.alloc(4);
+  tag.writeUInt16BE(tpid, 0);
+  tag.writeUInt16BE(tci, 2);
+  return Buffer.concat([bytes.subarray(0, 12), tag, bytes.subarray(12)]);
+}
+
 let serial = 0;
 
 /** A frame of `len` bytes (at least 12) from `src` to `dst`; no two have the same payload from 22 bytes on. */

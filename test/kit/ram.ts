@@ -3,7 +3,7 @@
  */
 import type { Chunk } from '../../src/mem/address-map.ts';
 import type { Place } from '../../src/mem/guest-memory.ts';
-import { openWindow, type WindowHandle, WindowPool, type WindowViews } from '../../src/mem/window.ts';
+import { openWindow, unmapFrom, type WindowHandle, WindowPool, type WindowViews } from '../../src/mem/window.ts';
 import type { DeviceMemory } from '../../src/vhost/datapath.ts';
 
 const MIB = 2 ** 20;
@@ -84,5 +84,11 @@ export class Ram {
 
   offsetOf(addr: number): number {
     return addr - this.base + this.#windowOff;
+  }
+
+  /** The window is another's next, with zero pages. */
+  close(): void {
+    unmapFrom(this.handle, this.#windowOff, this.#size);
+    pool.release(this.handle);
   }
 }

@@ -23,6 +23,8 @@ export type RingOptions = Partial<Omit<RingConfig, 'num' | 'desc' | 'avail' | 'u
   readonly start?: number;
   readonly headerLen?: 10 | 12;
   readonly mergeable?: boolean;
+  /** features beside those that the others say */
+  readonly more?: bigint;
   /** the driver keeps its descriptors in order, as with IN_ORDER; the device always does */
   readonly inOrder?: boolean;
   /** memory for the ring, where it does not lie with its buffers; and for driver and device area, where they do not lie with it */
@@ -64,6 +66,7 @@ export abstract class RawRing {
       inOrder = false,
       ringRam = ram,
       areas = ringRam,
+      more: moreFeatures = 0n,
       ...more
     }: RingOptions,
   ) {
@@ -77,7 +80,8 @@ export abstract class RawRing {
     this.headerLen = mergeable ? 12 : headerLen;
     this.features =
       (headerLen === 12 ? featureMask(VIRTIO_F_VERSION_1) : 0n) |
-      (mergeable ? featureMask(VIRTIO_NET_F_MRG_RXBUF) : 0n);
+      (mergeable ? featureMask(VIRTIO_NET_F_MRG_RXBUF) : 0n) |
+      moreFeatures;
     this.config = {
       format: 'split',
       num,

@@ -8,6 +8,7 @@ import { openWindow, type WindowViews } from '../../src/mem/window.ts';
 import { GuestRam } from '../../src/port/guest-ram.ts';
 import { ringLayout } from '../../src/port/net-pair.ts';
 import { type ChainLayout, RxQueue, TxQueue } from '../../src/port/net-queue.ts';
+import { RxRetry } from '../../src/port/rx-retry.ts';
 import { type PortTools, VhostPort } from '../../src/port/vhost-port.ts';
 import { counterBlock, PORT_SLOTS, readCounters, rxDropped, VRING_SLOTS } from '../../src/stats/counters.ts';
 import { Caller } from '../../src/sys/eventfd.ts';
@@ -240,6 +241,7 @@ export class RecordedDevice implements MortalDevice {
       enqueuer: new Enqueuer(ringStage, offload, windows),
       windows,
       caller: new Caller(new Int32Array(1), 0),
+      retry: new RxRetry(),
       onFault: (_, vring, fault) => this.faults.push(`${vring} ${FAULTS[fault].name}`),
       onMiss: () => assert.fail('nothing is translated'),
     };

@@ -13,7 +13,7 @@ import {
   VRING_SLOTS,
   type VringCounter,
 } from '../../src/stats/counters.ts';
-import type { SwitchConfig } from '../../src/switch/switch-config.ts';
+import type { PortVlan, SwitchConfig } from '../../src/switch/switch-config.ts';
 import { Caller } from '../../src/sys/eventfd.ts';
 import { VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';
 import { FAULTS } from '../../src/virtqueue/fault.ts';
@@ -21,7 +21,7 @@ import { pool, Ram, type RamPlace } from './ram.ts';
 import type { Format, RawRing, RingOptions } from './raw-ring.ts';
 import { makeRing } from './rings.ts';
 
-const CONFIG: SwitchConfig = {
+export const CONFIG: SwitchConfig = {
   learning: 'dynamic',
   vm2vm: 1,
   macAgeing: 300,
@@ -88,6 +88,13 @@ export interface GuestOptions extends RingOptions {
   readonly pairs?: number;
   /** no ring is started yet */
   readonly stopped?: boolean;
+  /** VLANs of its own */
+  readonly vlan?: PortVlan;
+}
+
+/** Where a guest is plugged in. */
+export interface GuestPlace {
+  readonly lcore: Pick<Lcore, 'addPort' | 'setMemory' | 'startVring'>;
 }
 
 /** Bytes of a transmit slot: header and the longest frame tried. */
@@ -171,18 +178,18 @@ export class TestGuest {
   readonly id: number;
   readonly ram: Ram;
   readonly pairs: readonly TestPair[];
-  readonly #switch: TestSwitch;
+  readonly #switch: GuestPlace;
   readonly #block = counterBlock(PORT_SLOTS);
 
-  constructor(target: TestSwitch, id: number, options: GuestOptions = {}) {
+  constructor(target: GuestPlace, id: number, options: GuestOptions = {}) {
     const { num = 64, buffers = num, bufferBytes = 2048, enabled = true, ...others } = options;
-    const { ram = new Ram(), pairs = 1, stopped = false, ...more } = others;
+    const { ram = new Ram(), pairs = 1, stopped = false, vlan, ...more } = others;
     const ring = { format: FORMAT, ...more };
     this.id = id;
     this.ram = ram;
     this.#switch = target;
     this.pairs = Array.from({ length: pairs }, () => new TestPair(ram, num, buffers, bufferBytes, ring));
-    target.lcore.addPort(id, this.#block);
+    target.lcore.addPort(id, this.#block, vlan);
     target.lcore.setMemory(id, ram.memory);
     if (!stopped) this.start(enabled);
   }

@@ -15,6 +15,7 @@ import { featureMask, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
 import { NO_FD } from '../../src/vhost/vhost-device.ts';
 import type { Burst } from '../../src/virtio-net/burst.ts';
+import { acceptsOf, maySendOf } from '../../src/virtio-net/offload.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
 import { pool, Ram } from './ram.ts';
 
@@ -24,6 +25,8 @@ export interface UserBenchOptions {
   readonly eventIdx?: boolean;
   readonly mergeable?: boolean;
   readonly size?: number;
+  /** features beside these */
+  readonly features?: bigint;
   /** bytes of a receive buffer, header included */
   readonly rxRoom?: number;
   readonly txRoom?: number;
@@ -57,11 +60,14 @@ export class UserBench {
     for (const ring of this.rings) ring.reset();
     const [rxKickFd, rxCallFd, txKickFd] = createEventfds(3);
     const [rx, tx] = this.plans;
+    const { features = 0n } = options;
     const control = this.control.buffer as SharedArrayBuffer;
     this.spec = {
       window: this.ram.handle,
       headerLen: this.headerLen,
       mergeable,
+      accepts: acceptsOf(features),
+      maySend: maySendOf(features),
       pairs: [{ control, rx, tx, rxKickFd, rxCallFd, txKickFd }],
     };
     this.port = this.newPort();
@@ -98,7 +104,8 @@ export class UserBench {
     for (const [vring, plan] of this.plans.entries()) {
       const { place, size, format, eventIdx } = plan;
       const at = (off: number) => ({ window: this.ram.handle.id, off });
-      const features = featureMask(VIRTIO_F_VERSION_1, ...(this.spec.mergeable ? [VIRTIO_NET_F_MRG_RXBUF] : []));
+      const basic = featureMask(VIRTIO_F_VERSION_1, ...(this.spec.mergeable ? [VIRTIO_NET_F_MRG_RXBUF] : []));
+      const features = basic | (this.#options.features ?? 0n);
       this.table.startVring(0, vring, {
         ring: {
           ...{ format, num: size, eventIdx, indirect: false, base: bases[vring], kickFd: NO_FD, callFd: NO_FD },
@@ -154,6 +161,15 @@ export class UserBench {
       delivered += this.device.transmit(Int32Array.of(0), 0, 1);
     }
     return delivered;
+  }
+
+  /** The same for one with needs, whose header is in the back end's burst. */
+  deliverWith(bytes: Buffer, needs: number): void {
+    const { burst } = this.table;
+    bytes.copy(this.ram.bytes, this.#scratch.off);
+    burst.putOne(this.ram.handle.id, this.#scratch.off, bytes);
+    burst.needs[0] = needs;
+    this.device.transmit(Int32Array.of(0), 0, 1);
   }
 
   readonly #scratch = this.ram.alloc(65536);

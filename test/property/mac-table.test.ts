@@ -1,12 +1,24 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
-import { LEARN_KNOWN, LEARN_MOVED, LEARN_NEW, LEARN_REFUSED, MacTable, NOT_FOUND } from '../../src/switch/mac-table.ts';
+import {
+  LEARN_KNOWN,
+  LEARN_MOVED,
+  LEARN_NEW,
+  LEARN_REFUSED,
+  MacTable,
+  NOT_FOUND,
+  vidBits,
+} from '../../src/switch/mac-table.ts';
 
 const PORTS = 4;
 /** Addresses used: few, so that they meet again and crowd a small table. */
 const ADDRESSES = 48;
-const address = (n: number): [first: number, last: number] => [Math.imul(n, 0x01000193), n & 3];
+/** Every other one is in a VLAN, where one of the same bytes is without. */
+const address = (n: number): [first: number, last: number] => [
+  Math.imul(n >> 1, 0x01000193),
+  ((n >> 1) & 3) | vidBits((n & 1) * (4095 - n)),
+];
 
 /** What a MacTable does, with a Map. Probe limits do not bind in tables so small. */
 class Model {

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { Lcore } from '../../src/lcore/lcore.ts';
 import { counterBlock, LCORE_SLOTS, PORT_SLOTS, readCounters, VRING_SLOTS } from '../../src/stats/counters.ts';
-import { sharedSwitchState } from '../../src/switch/classify.ts';
+import { sharedSwitchState } from '../../src/switch/learner.ts';
 import type { SwitchConfig } from '../../src/switch/switch-config.ts';
 import { Caller } from '../../src/sys/eventfd.ts';
 import { VRING_DESC_F_WRITE } from '../../src/uapi/virtio-ring.ts';

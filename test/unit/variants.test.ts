@@ -2,7 +2,10 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { test } from 'node:test';
 
-const SWITCHING = ['test/unit/switching.test.ts', 'test/unit/receiving.test.ts', 'test/unit/learning-first.test.ts'];
+const SWITCHING = [
+  ...['test/unit/switching.test.ts', 'test/unit/receiving.test.ts', 'test/unit/learning-first.test.ts'],
+  ...['test/unit/uplink-rules.test.ts', 'test/unit/vlan-rules.test.ts', 'test/unit/rx-retry.test.ts'],
+];
 
 for (const { name, env, files } of [
   {

@@ -10,7 +10,16 @@ import {
   FAULT_TOO_LONG,
 } from '../../src/port/user-ring.ts';
 import { eventfdCount } from '../../src/sys/eventfd.ts';
+import { featureMask } from '../../src/uapi/virtio.ts';
+import {
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_GUEST_CSUM,
+  VIRTIO_NET_F_GUEST_TSO4,
+  VIRTIO_NET_F_HOST_TSO4,
+} from '../../src/uapi/virtio-net.ts';
+import { NEED_CSUM, NEED_TSO4 } from '../../src/virtio-net/offload.ts';
 import { frame, mac } from '../kit/frames.ts';
+import { type Packet, packet } from '../kit/packets.ts';
 import { UserBench, type UserBenchOptions } from '../kit/user-bench.ts';
 
 const RINGS: readonly UserBenchOptions[] = [
@@ -176,6 +185,82 @@ for (const format of ['split', 'packed'] as const)
       assert.deepEqual(got, sent);
     }
   });
+
+describe('virtio-user port: offloads', () => {
+  const features = featureMask(
+    ...[VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_GUEST_TSO4],
+  );
+  const large = packet({ version: 4, protocol: 'tcp', payload: Buffer.alloc(20_000, 7) });
+  const small = packet({ version: 4, protocol: 'udp', payload: Buffer.from('payload') });
+  const headerOf = ({ csumStart, csumOffset }: Packet, gsoSize: number) => {
+    const header = Buffer.alloc(12);
+    header[0] = 1;
+    header[1] = gsoSize === 0 ? 0 : 1;
+    header.writeUInt16LE(gsoSize, 4);
+    header.writeUInt16LE(csumStart, 6);
+    header.writeUInt16LE(csumOffset, 8);
+    return header;
+  };
+  /** The back end delivers a frame with this header. */
+  const deliver = (bench: UserBench, bytes: Buffer, needs: number, header: Buffer) => {
+    const { burst } = bench.table;
+    burst.headerBytes.set(header, 0);
+    bench.deliverWith(bytes, needs);
+    burst.needs[0] = 0;
+  };
+
+  for (const format of ['split', 'packed'] as const)
+    test(`${format}: what is left to be done goes with the packet, in both directions, and not with the next one`, () => {
+      const bench = new UserBench({ format, mergeable: true, features, txRoom: 30_000 });
+      bench.connect();
+      for (let round = 0; round < 40; round++) {
+        deliver(bench, small.bytes, NEED_CSUM, headerOf(small, 0));
+        bench.deliver(numbered(round));
+        deliver(bench, large.bytes, NEED_CSUM | NEED_TSO4, headerOf(large, 1460));
+        assert.equal(bench.port.receive(), 3);
+        assert.deepEqual(bench.frames(), [small.bytes, numbered(round), large.bytes]);
+        const { burst } = bench;
+        assert.deepEqual([...burst.needs.subarray(0, 3)], [NEED_CSUM, 0, NEED_CSUM | NEED_TSO4]);
+        assert.equal(bench.port.transmit(Int32Array.of(2, 1, 0), 0, 3), 3);
+        bench.port.complete();
+        const { burst: seen } = bench.table;
+        assert.equal(bench.device.receive(0), 3);
+        assert.deepEqual([...seen.needs.subarray(0, 3)], [NEED_CSUM | NEED_TSO4, 0, NEED_CSUM]);
+        const headers = [0, 2].map((i) => Buffer.from(seen.headerBytes.subarray(16 * i, 16 * i + 10)));
+        assert.deepEqual(headers, [headerOf(large, 1460).subarray(0, 10), headerOf(small, 0).subarray(0, 10)]);
+        bench.device.complete(0);
+        // the same buffers again, with nothing left to be done
+        const plain = run(round, 20);
+        assert.equal(bench.send(...plain), 20);
+        assert.deepEqual(bench.taken(), plain);
+        assert.deepEqual([...seen.needs.subarray(0, 20)], Array(20).fill(0));
+      }
+    });
+
+  test('a packet with offloads that the back end does not take is passed over and counted', () => {
+    const bench = new UserBench();
+    bench.connect();
+    bench.send(small.bytes);
+    bench.burst.needs[0] = NEED_CSUM;
+    assert.equal(bench.port.transmit(Int32Array.of(0), 0, 1), 1);
+    bench.burst.needs[0] = 0;
+    assert.deepEqual(bench.taken(), [small.bytes]);
+    assert.equal(bench.counters.rx_drop_bad_offload, 1);
+  });
+
+  test('a header that makes no sense is not believed', () => {
+    const bench = new UserBench({ features });
+    bench.connect();
+    const header = headerOf(small, 0);
+    header.writeUInt16LE(0xfff0, 6);
+    deliver(bench, small.bytes, NEED_CSUM, header);
+    assert.equal(bench.port.receive(), 1);
+    assert.equal(bench.burst.len[0], -1);
+    assert.equal(bench.port.transmit(Int32Array.of(0), 0, 1), 1);
+    assert.equal(bench.counters.rx_drop_bad_offload, 1);
+    bench.port.complete();
+  });
+});
 
 /** Writes what a back end would, by hand. Split rings only. */
 class LyingBackEnd {

@@ -18,9 +18,11 @@ export class CsumMode extends MacMode {
   protected override edit(): void {
     const { workshop } = this;
     const { windows, burst } = workshop;
-    const { first, len: lens, segments, count } = burst;
+    const { first, len: lens, needs, segments, count } = burst;
     super.edit();
     for (let i = 0; i < count; i++) {
+      // what is left to who receives is no fault
+      if (needs[i] !== 0) continue;
       if (lens[i] < ETHHDR.size || workshop.flatten(i, lens[i]) < lens[i]) continue;
       const { dv } = windows[segments.window[first[i]]];
       this.#check(dv, segments.off[first[i]], lens[i]);

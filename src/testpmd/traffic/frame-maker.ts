@@ -7,7 +7,7 @@
 import type { WindowViews } from '../../mem/window.ts';
 import { NanosecondStamp } from '../../net/capture-format.ts';
 import { onesSum } from '../../net/checksum.ts';
-import { addFrame, clearBurst } from '../../port/frame-burst.ts';
+import { addFrame } from '../../port/frame-burst.ts';
 import { MonotonicClock } from '../../sys/clock.ts';
 import { ETH_P_8021Q, ETH_P_IP, ETHHDR, IPHDR, IPPROTO_UDP, UDPHDR, VLAN_HLEN } from '../../uapi/ip.ts';
 import { BURST_SIZE, type Burst } from '../../virtio-net/burst.ts';
@@ -150,7 +150,7 @@ export class FrameMaker {
   make(n: number): void {
     const burst = this.#burst;
     const { numbers } = this;
-    clearBurst(burst);
+    burst.clear();
     this.#clock.read();
     this.#stamp.set(this.#clock.sec, this.#clock.nsec);
     const timeHi = this.#stamp.hi & TIME_HI_MASK;

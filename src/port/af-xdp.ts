@@ -1,0 +1,426 @@
+/**
+ * net_af_xdp on the main thread: opens the sockets of an interface's queues, lays out their memory in one window, and attaches the
+ * program that hands frames to them.
+ *
+ * Every queue of the interface has a UMEM, and several sockets where frames are steered, or where more lcores send than there are
+ * queues. The program is attached by a link: it goes with this process, however that ends.
+ */
+import { closeSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { SwitchError, SysError } from '../errors.ts';
+import { firstOffset, mapInto, openWindow, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle } from '../mem/window.ts';
+import { xdpProgram } from '../net/steering-program.ts';
+import { attachXdp, BpfMap, loadProgram, mapIndex } from '../sys/bpf.ts';
+import { createMemfd } from '../sys/memory.ts';
+import type { InterfaceInfo } from '../sys/netlink.ts';
+import { inNetns } from '../sys/netns.ts';
+import { openPacketSocket, setPromiscuous } from '../sys/packet-socket.ts';
+import {
+  bindXdpSocket,
+  isZeroCopy,
+  makeXdpRing,
+  openXdpSocket,
+  type RingParts,
+  registerUmem,
+  ringParts,
+} from '../sys/xdp-socket.ts';
+import { BPF_MAP_TYPE_XSKMAP, BPF_PROG_TYPE_XDP } from '../uapi/bpf.ts';
+import { ETHHDR, VLAN_HLEN } from '../uapi/ip.ts';
+import {
+  XDP_COPY,
+  XDP_DESC,
+  XDP_FLAGS_DRV_MODE,
+  XDP_FLAGS_SKB_MODE,
+  XDP_PACKET_HEADROOM,
+  XDP_PGOFF_RX_RING,
+  XDP_PGOFF_TX_RING,
+  XDP_RX_RING,
+  XDP_SHARED_UMEM,
+  XDP_TX_RING,
+  XDP_UMEM_COMPLETION_RING,
+  XDP_UMEM_FILL_RING,
+  XDP_UMEM_PGOFF_COMPLETION_RING,
+  XDP_UMEM_PGOFF_FILL_RING,
+  XDP_USE_NEED_WAKEUP,
+  XDP_ZEROCOPY,
+} from '../uapi/xdp.ts';
+import { type AfXdpSpec, XDP_BOUNCE_BYTES } from './af-xdp-port.ts';
+import type { DeviceOpening, OpenedDevice } from './device-port.ts';
+import { LinkWatch } from './link-watch.ts';
+import { Steering } from './steering.ts';
+import { describeInterface, findUplink, type InterfacePlace, interfacePlace } from './uplink-interface.ts';
+import type { VdevOf } from './vdev.ts';
+import { groupState, XdpGroup, type XdpGroupPlace, type XdpRingPlace } from './xdp-rings.ts';
+
+const PAGE = 4096;
+/** Elements of a ring, powers of two: frames that may wait to be received, and frames of one thread that may wait to be sent. */
+interface RingSizes {
+  readonly receive: number;
+  readonly transmit: number;
+}
+/** With less than 4096 to receive into, frames are lost while the compiler still works on us. */
+const RING_SIZES: RingSizes = { receive: 4096, transmit: 2048 };
+/** An element of a ring of chunks. */
+const ADDRESS_BYTES = 8;
+/** A UMEM's chunks, bytes: the kernel takes from 2048 up to a page. */
+const CHUNKS = [2048, 4096];
+/** The kernel lets go of a closed socket's queue, or of a program, some 20 ms later. */
+const BUSY_TRIES = 50;
+const BUSY_WAIT_MS = 20;
+/** Errors of a program's attaching that another way of attaching does not mend. */
+const NO_OTHER_WAY = ['EPERM', 'ENOSYS', 'EBUSY', 'EEXIST', 'ENODEV'];
+
+/** How frames come and go: by the kernel's generic way, by the driver with a copy, or where the driver puts them. */
+export type XdpMode = 'skb' | 'native' | 'zc';
+
+type Values = VdevOf<'net_af_xdp'>['values'];
+
+const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
+
+/** A socket that is to be. */
+interface PlannedSocket {
+  /** queue of the interface, from the first one that is used on */
+  readonly group: number;
+  /** which of the group's steered queues it receives; none: it only transmits */
+  readonly steered: number | undefined;
+  readonly lcore: number;
+  /** its number among the group's transmitting sockets; none: it only receives */
+  sender: number | undefined;
+}
+
+/** The sockets of `groups` queues, of which each lcore transmits by one: of each group its receiving ones first. */
+function plan(groups: number, steered: number, lcores: number): PlannedSocket[] {
+  const sockets: PlannedSocket[] = [];
+  for (let group = 0; group < groups; group++) {
+    for (let queue = 0; queue < steered; queue++) {
+      const lcore = (steered > 1 ? queue : group) % lcores;
+      sockets.push({ group, steered: queue, lcore, sender: undefined });
+    }
+  }
+  const senders = Array(groups).fill(0);
+  for (let lcore = 0; lcore < lcores; lcore++) {
+    const group = lcore % groups;
+    let socket = sockets.find((one) => one.group === group && one.lcore === lcore);
+    if (socket === undefined) {
+      socket = { group, steered: undefined, lcore, sender: undefined };
+      sockets.push(socket);
+    }
+    socket.sender = senders[group]++;
+  }
+  return sockets;
+}
+
+interface OpenSocket extends PlannedSocket {
+  readonly fd: number;
+  receive?: XdpRingPlace;
+  transmit?: XdpRingPlace;
+}
+
+/** Calls `attempt` until it is refused for another reason than EBUSY, or for too long. */
+async function whileBusy<T>(attempt: () => T): Promise<T> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return attempt();
+    } catch (error) {
+      if (!(error instanceof SysError) || error.code !== 'EBUSY' || tries === BUSY_TRIES) throw error;
+      await sleep(BUSY_WAIT_MS);
+    }
+  }
+}
+
+/**
+ * Opens `net_af_xdp…`. Rejects with SwitchError (UPLINK_…, BPF_REJECTED), SysError; nothing is left open then.
+ * @param sizes of the rings; by default what suits a fast interface
+ */
+export async function openAfXdp(
+  vdev: VdevOf<'net_af_xdp'>,
+  opening: DeviceOpening,
+  sizes: RingSizes = RING_SIZES,
+): Promise<AfXdpDevice> {
+  const place = interfacePlace(vdev.values.iface);
+  const device = new AfXdpDevice(vdev, place, findUplink(vdev.name, place), opening, sizes);
+  try {
+    await device.open();
+    return device;
+  } catch (error) {
+    device.closeAll();
+    throw device.inWords(error);
+  }
+}
+
+/** What an interface gives and takes by AF_XDP sockets. */
+export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
+  readonly name: string;
+  readonly mac: Uint8Array;
+  readonly mtu: number;
+  /**
+   * Which queue each {address, VLAN} goes to, where there are several to choose from: `steer_queues`. Queue n is lcore n's, modulo their
+   * number.
+   */
+  steering: Steering | undefined;
+  /** how frames come and go */
+  mode: XdpMode = 'skb';
+  readonly #values: Values;
+  readonly #place: InterfacePlace;
+  readonly #index: number;
+  readonly #opening: DeviceOpening;
+  readonly #sizes: RingSizes;
+  readonly #chunk: number;
+  readonly #watch: LinkWatch;
+  readonly #sockets: OpenSocket[] = [];
+  readonly #groups: XdpGroupPlace[] = [];
+  /** what else is open, to be closed in this order: the program's link first */
+  readonly #fds: number[] = [];
+  readonly #window: WindowHandle;
+  readonly #firstOff: number;
+  /** from here on the window is free */
+  #nextOff: number;
+  /** where each lcore has memory for what it makes of frames */
+  #bounceOff = 0;
+  #closed = false;
+
+  constructor(
+    { name, values }: VdevOf<'net_af_xdp'>,
+    place: InterfacePlace,
+    found: InterfaceInfo,
+    opening: DeviceOpening,
+    sizes: RingSizes,
+  ) {
+    this.name = name;
+    this.mac = found.address;
+    this.mtu = found.mtu;
+    this.#values = values;
+    this.#place = place;
+    this.#index = found.index;
+    this.#opening = opening;
+    this.#sizes = sizes;
+    const bytes = XDP_PACKET_HEADROOM + ETHHDR.size + VLAN_HLEN + found.mtu;
+    this.#chunk = CHUNKS.find((chunk) => chunk >= bytes) ?? CHUNKS[CHUNKS.length - 1];
+    this.#watch = new LinkWatch(place, found);
+    this.#window = opening.pool.acquire();
+    this.#firstOff = firstOffset(this.#window, PAGE);
+    this.#nextOff = this.#firstOff;
+  }
+
+  get link() {
+    return this.#watch.state;
+  }
+
+  onLink(told: Parameters<OpenedDevice<AfXdpSpec>['onLink']>[0]): void {
+    this.#watch.onLink(told);
+  }
+
+  /** Opens everything. What fails is closed by `closeAll`. */
+  async open(): Promise<void> {
+    const { start_queue, queue_count, steer_queues } = this.#values;
+    const { lcores } = this.#opening;
+    this.#inNetns(() => {
+      for (const planned of plan(queue_count, steer_queues, lcores))
+        this.#sockets.push({ ...planned, fd: openXdpSocket() });
+    });
+    if (steer_queues > 1) this.steering = new Steering(steer_queues);
+    const map = new BpfMap(BPF_MAP_TYPE_XSKMAP, 4, 4, (start_queue + queue_count) * steer_queues, 'sockets');
+    this.#fds.push(map.fd);
+    await this.#attach(xdpProgram(map.fd, steer_queues, this.steering?.maps));
+    for (let group = 0; group < queue_count; group++) await this.#openGroup(group);
+    this.#bounceOff = this.#allocate(lcores * XDP_BOUNCE_BYTES);
+    for (const { fd, group, steered } of this.#sockets) {
+      if (steered === undefined) continue;
+      map.update(mapIndex((start_queue + group) * steer_queues + steered), new Uint8Array(Uint32Array.of(fd).buffer));
+    }
+    this.#inNetns(() => {
+      const fd = openPacketSocket(PAGE);
+      this.#fds.push(fd);
+      setPromiscuous(fd, this.#index);
+    });
+  }
+
+  #inNetns<T>(use: () => T): T {
+    return inNetns(this.#place.netns, use);
+  }
+
+  /** Attaches the program as `mode` says: by the driver if it can, unless it must. */
+  async #attach(program: Uint8Array): Promise<void> {
+    const fd = loadProgram(BPF_PROG_TYPE_XDP, program, 'vhost_switch');
+    this.#fds.unshift(fd);
+    const attach = (flags: number) => this.#inNetns(() => attachXdp(fd, this.#index, flags));
+    const { mode } = this.#values;
+    if (mode !== 'skb') {
+      try {
+        this.#fds.unshift(await whileBusy(() => attach(XDP_FLAGS_DRV_MODE)));
+        this.mode = 'native';
+        return;
+      } catch (error) {
+        if (mode !== 'auto' || !(error instanceof SysError) || NO_OTHER_WAY.includes(error.code)) throw error;
+      }
+    }
+    this.#fds.unshift(await whileBusy(() => attach(XDP_FLAGS_SKB_MODE)));
+  }
+
+  /** Gives the sockets of a queue their memory and rings, and binds them. */
+  async #openGroup(group: number): Promise<void> {
+    const sockets = this.#sockets.filter((socket) => socket.group === group);
+    const senders = sockets.filter(({ sender }) => sender !== undefined).length;
+    const rxChunks = this.#sizes.receive;
+    const txChunks = this.#sizes.transmit;
+    const [{ fd }] = sockets;
+    const umemOff = this.#allocate((rxChunks + senders * txChunks) * this.#chunk);
+    const umemBytes = this.#nextOff - umemOff;
+    const memfd = createMemfd(this.name, umemBytes);
+    try {
+      mapInto(this.#window, umemOff, umemBytes, memfd, 0);
+    } finally {
+      closeSync(memfd);
+    }
+    registerUmem(fd, this.#window.address + BigInt(umemOff), umemBytes, this.#chunk);
+    const done = 2 ** Math.ceil(Math.log2(Math.max(senders * txChunks, 2)));
+    makeXdpRing(fd, XDP_UMEM_FILL_RING, rxChunks);
+    makeXdpRing(fd, XDP_UMEM_COMPLETION_RING, done);
+    const { fr, cr } = ringParts(fd);
+    const fill = this.#mapRing(fd, XDP_UMEM_PGOFF_FILL_RING, fr, rxChunks, ADDRESS_BYTES);
+    const completion = this.#mapRing(fd, XDP_UMEM_PGOFF_COMPLETION_RING, cr, done, ADDRESS_BYTES);
+    const state = groupState(senders, { rxChunks, txChunks, chunk: this.#chunk });
+    const shared = new Set(sockets.map(({ lcore }) => lcore)).size > 1;
+    const place = { umemOff, chunk: this.#chunk, rxChunks, txChunks, fill, completion, state, shared };
+    this.#groups.push(place);
+    new XdpGroup(openWindow(this.#window), place).refill(
+      Int32Array.from({ length: rxChunks }, (_, i) => i * this.#chunk),
+      rxChunks,
+    );
+    for (const socket of sockets) await this.#bind(socket, fd);
+  }
+
+  /** Gives a socket its own rings and binds it; to the memory of `base`, if that is another. */
+  async #bind(socket: OpenSocket, base: number): Promise<void> {
+    const { fd, steered, sender } = socket;
+    if (steered !== undefined) makeXdpRing(fd, XDP_RX_RING, this.#sizes.receive);
+    if (sender !== undefined) makeXdpRing(fd, XDP_TX_RING, this.#sizes.transmit);
+    const { rx, tx } = ringParts(fd);
+    if (steered !== undefined)
+      socket.receive = this.#mapRing(fd, XDP_PGOFF_RX_RING, rx, this.#sizes.receive, XDP_DESC.size);
+    if (sender !== undefined)
+      socket.transmit = this.#mapRing(fd, XDP_PGOFF_TX_RING, tx, this.#sizes.transmit, XDP_DESC.size);
+    const queue = this.#values.start_queue + socket.group;
+    if (fd !== base) return bindXdpSocket(fd, this.#index, queue, XDP_SHARED_UMEM, base);
+    const { mode, force_copy } = this.#values;
+    const copy = this.mode === 'skb' || mode === 'native' || force_copy;
+    const way = mode === 'zc' ? XDP_ZEROCOPY : copy ? XDP_COPY : 0;
+    await whileBusy(() => bindXdpSocket(fd, this.#index, queue, XDP_USE_NEED_WAKEUP | way));
+    if (isZeroCopy(fd)) this.mode = 'zc';
+  }
+
+  /** Room in the window for `bytes`, in whole pages. */
+  #allocate(bytes: number): number {
+    const off = this.#nextOff;
+    this.#nextOff = off + alignUp(bytes, PAGE);
+    if (this.#nextOff > WINDOW_USABLE_BYTES) {
+      const { queue_count, steer_queues } = this.#values;
+      const problem = `${queue_count} queues with ${steer_queues} sockets take more than 2 GiB; use fewer`;
+      throw new SwitchError('UPLINK_TOO_LARGE', `${this.name}: ${problem}`);
+    }
+    return off;
+  }
+
+  #mapRing(fd: number, pageOff: number, parts: RingParts, size: number, elementBytes: number): XdpRingPlace {
+    const len = alignUp(parts.desc + size * elementBytes, PAGE);
+    const off = this.#allocate(len);
+    mapInto(this.#window, off, len, fd, pageOff);
+    return {
+      producerOff: off + parts.producer,
+      consumerOff: off + parts.consumer,
+      flagsOff: off + parts.flags,
+      descOff: off + parts.desc,
+      size,
+    };
+  }
+
+  /** Steered queue n, or queue n of the interface, belongs to lcore n modulo their number. */
+  spec(lcore: number): AfXdpSpec {
+    const window = this.#window;
+    const mine = this.#sockets.filter((socket) => socket.lcore === lcore);
+    const receive = mine.flatMap(({ fd, group, receive: ring }) => (ring === undefined ? [] : [{ fd, group, ring }]));
+    const [transmit] = mine.flatMap(({ fd, group, transmit: ring, sender }) =>
+      ring === undefined || sender === undefined ? [] : [{ fd, group, ring, sender }],
+    );
+    return {
+      windows: [window],
+      window,
+      groups: this.#groups,
+      receive,
+      transmit,
+      maxFrame: Math.min(this.#chunk - XDP_PACKET_HEADROOM, ETHHDR.size + VLAN_HLEN + this.mtu),
+      bounceOff: this.#bounceOff + lcore * XDP_BOUNCE_BYTES,
+    };
+  }
+
+  /** What an error of `open` means to the user. */
+  inWords(error: unknown): unknown {
+    if (!(error instanceof SysError)) return error;
+    const { name } = this;
+    const text = describeInterface(this.#place);
+    const { mode, start_queue, queue_count } = this.#values;
+    const queues =
+      queue_count === 1 ? `queue ${start_queue}` : `queues ${start_queue} to ${start_queue + queue_count - 1}`;
+    const attaching = error.syscall === 'bpf' && error.message.includes('LINK_CREATE');
+    switch (error.code) {
+      case 'EPERM':
+        return new SwitchError(
+          'UPLINK_NO_RIGHTS',
+          `${name}: using ${text} takes the rights CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF: run as root, or with ` +
+            `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF in the systemd unit (${error.message})`,
+        );
+      case 'ENOBUFS':
+        return new SwitchError(
+          'UPLINK_NO_RIGHTS',
+          `${name}: its frames may not be kept in memory: raise the limit (ulimit -l), or run with CAP_IPC_LOCK (${error.message})`,
+        );
+      case 'ENOSYS':
+      case 'EAFNOSUPPORT':
+        return new SwitchError(
+          'UPLINK_NOT_SUPPORTED',
+          `${name}: this kernel has no AF_XDP sockets or no bpf(2); use net_af_packet instead (${error.message})`,
+        );
+      case 'EBUSY':
+      case 'EEXIST': {
+        const problem = attaching
+          ? `${text} has another XDP program; end who uses it, or detach it: ip link set dev ${this.#place.name} xdp off`
+          : `another AF_XDP socket uses ${queues} of ${text}; end who has it, or use another queue: start_queue`;
+        return new SwitchError('UPLINK_IN_USE', `${name}: ${problem} (${error.message})`);
+      }
+      default: {
+        if (attaching)
+          return new SwitchError(
+            'UPLINK_NOT_SUPPORTED',
+            `${name}: the driver of ${text} takes no XDP program as things are; use mode=skb (${error.message})`,
+          );
+        if (error.syscall !== 'bind') return error;
+        if (mode === 'zc' && error.code !== 'EINVAL')
+          return new SwitchError(
+            'UPLINK_NOT_SUPPORTED',
+            `${name}: the driver of ${text} has no zero copy; use mode=auto (${error.message})`,
+          );
+        return new SwitchError(
+          'UPLINK_NO_QUEUE',
+          `${name}: ${text} has not the ${queues}, or its MTU of ${this.mtu} is too much; see ip -d link (${error.message})`,
+        );
+      }
+    }
+  }
+
+  /** Detaches the program first, so that nothing is on its way when the memory goes. */
+  closeAll(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#watch.close();
+    for (const fd of this.#fds) closeSync(fd);
+    this.steering?.close();
+    if (this.#nextOff > this.#firstOff) unmapFrom(this.#window, this.#firstOff, this.#nextOff - this.#firstOff);
+    for (const { fd } of this.#sockets) closeSync(fd);
+    this.#opening.pool.release(this.#window);
+  }
+
+  close(): Promise<void> {
+    this.closeAll();
+    return Promise.resolve();
+  }
+}
