@@ -30,7 +30,7 @@ export {
   VRING_COUNTER_HELP,
   type VringCounter,
 } from './stats/counters.ts';
-export type { SwitchConfig } from './switch/switch-config.ts';
+export type { PortVlan, RxRetryConfig, SwitchConfig, UplinkConfig, VlanConfig } from './switch/switch-config.ts';
 export { type FieldType, type Layout, layout, packedLayout } from './uapi/layout.ts';
 export { featureMask, hasFeature } from './uapi/virtio.ts';
 export type { RequestHandler } from './vhost/request-datapath.ts';

@@ -6,6 +6,7 @@
  */
 import { spawn } from 'node:child_process';
 import { globSync } from 'node:fs';
+import { probeXdp } from './peers/af-xdp.ts';
 import { ensurePeers } from './peers/packages.ts';
 
 const words = process.argv.slice(2);
@@ -18,11 +19,13 @@ if (files.length === 0) {
 }
 
 const { leftOut } = await ensurePeers(['qemu', 'dpdk']);
+const noXdp = await probeXdp();
 // One file at a time: guests under software emulation need both cores.
 const args = ['--test', '--test-concurrency=1', '--test-timeout=300000', ...files];
 const runner = spawn(process.execPath, args, { stdio: 'inherit' });
 for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => runner.kill(signal));
 runner.on('exit', (code) => {
   for (const { peer, why } of leftOut) process.stdout.write(`left out: every test with ${peer}: ${why}\n`);
+  if (noXdp !== false) process.stdout.write(`${noXdp}\n`);
   process.exitCode = code ?? 1;
 });

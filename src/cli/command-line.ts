@@ -6,7 +6,7 @@ import { type PortRequest, portName } from '../control/uplinks.ts';
 import { ConfigError } from '../errors.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
 import { FLAG, fold, formatHelp, givenValue, notesOn, type Option, optionName, refuseLater } from './options.ts';
-import { resolveSwitch, SWITCH, type SwitchSettings } from './switch-options.ts';
+import { resolveSwitch, SWITCH, type SwitchSettings, uplinkNotes } from './switch-options.ts';
 import { takeApart } from './two-sides.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */
@@ -49,7 +49,7 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
     ...eal,
     ...app,
     ignored: [...eal.ignored, ...words],
-    notes: [...eal.notes, ...notesOn(given), ...unusedPorts(eal.ports, app.enabledPorts)],
+    notes: [...eal.notes, ...uplinkNotes(given), ...notesOn(given), ...unusedPorts(eal.ports, app.enabledPorts)],
   };
 }
 

@@ -45,6 +45,8 @@ export async function runSwitch(
     config: {
       learning: options.learning,
       vm2vm: options.vm2vm,
+      ...(options.vlan === undefined ? {} : { vlan: options.vlan }),
+      ...(options.rxRetry === undefined ? {} : { rxRetry: options.rxRetry }),
       macAgeing: options.macAgeing,
       macTableSize: options.macTableSize,
       macLimit: options.macLimit,

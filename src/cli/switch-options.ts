@@ -4,6 +4,8 @@
  */
 import { normalize } from 'node:path';
 import { ConfigError } from '../errors.ts';
+import { MAX_RETRY_US } from '../port/rx-retry.ts';
+import type { PortVlan, RxRetryConfig, VlanConfig } from '../switch/switch-config.ts';
 import { VIRTIO_NET_MAX_PAIRS } from '../uapi/virtio-net.ts';
 import {
   allValues,
@@ -16,18 +18,26 @@ import {
   ON_OFF,
   type Option,
   optionName,
+  spell,
   type ValueType,
   valueOrDefault,
 } from './options.ts';
+import { resolveVlan, SOCKET_PATH, SOCKET_WITH_VLAN, type SocketWithVlan } from './vlan-options.ts';
 
 /** What the options of the switch say, defaults included. */
 export interface SwitchSettings {
   /** Paths of the sockets to listen on, or with `client` to connect to; at least one, each once. */
   readonly sockets: readonly string[];
+  /** VLANs of the devices of sockets that have some of their own, by path. */
+  readonly vlans: ReadonlyMap<string, PortVlan>;
   /** Front ends listen on the sockets. */
   readonly client: boolean;
-  /** 0: guests reach each other through an uplink only; 1: the switch forwards between them. */
-  readonly vm2vm: 0 | 1;
+  /** 0: guests reach each other through an uplink only; 1: the switch forwards between them; 2: the one behind the uplink does. */
+  readonly vm2vm: 0 | 1 | 2;
+  /** Absent: tags are not looked at. */
+  readonly vlan?: VlanConfig;
+  /** Absent: frames from the uplink do not wait for room in receive queues. */
+  readonly rxRetry?: RxRetryConfig;
   readonly mergeable: boolean;
   readonly txCsum: boolean;
   readonly tso: boolean;
@@ -63,18 +73,8 @@ export interface SwitchSettings {
 const INT32_MAX = 2147483647;
 /** What a timer counting milliseconds in 31 bits holds. */
 const MAX_TIMER_SECONDS = 2147483;
-/** sun_path of sockaddr_un, less the final zero. */
-const MAX_SOCKET_PATH = 107;
 const MAX_MACS = 1048576;
 const MAX_PORTS = 32;
-
-const SOCKET_PATH: ValueType<string> = {
-  range: `a path of 1 to ${MAX_SOCKET_PATH} bytes`,
-  parse: (text) => {
-    const length = Buffer.byteLength(text);
-    return length >= 1 && length <= MAX_SOCKET_PATH ? text : undefined;
-  },
-};
 
 const DESC_COUNT: ValueType<number> = {
   range: '0..4096, a power of two or 0',
@@ -99,8 +99,6 @@ const DMA_LIST: ValueType<string> = {
   parse: (text) => (/^\[[tr]xd\d+@[^,@\]]+(?:,[tr]xd\d+@[^,@\]]+)*\]$/.test(text) ? text : undefined),
 };
 
-const UPLINKS_LATER = 'uplink ports are not in this version yet';
-const NEEDS_UPLINK = 'no effect without an uplink';
 const NEEDS_ZERO_COPY = 'no effect without --zero-copy 1';
 
 /** A row with a value and a default. */
@@ -113,9 +111,11 @@ export const SWITCH = {
   socketFile: {
     long: 'socket-file',
     value: 'PATH',
-    type: SOCKET_PATH,
+    type: SOCKET_WITH_VLAN,
     repeats: true,
-    help: 'socket to listen on, in place of the one of --dev-basename; each takes any number of guests',
+    help:
+      'socket to listen on, in place of the one of --dev-basename, for any number of guests; ,vlan=VID behind the path puts them into a ' +
+      'VLAN, ,trunk=VIDS,native=VID into several',
   },
   devBasename: setting(
     'dev-basename',
@@ -140,17 +140,13 @@ export const SWITCH = {
     help: 'connect to the sockets of --socket-file, where QEMU listens',
   },
   maxDevices: setting('max-devices', 'COUNT', integer(1, 1024), '64', 'devices at most'),
-  vm2vm: {
-    ...setting(
-      'vm2vm',
-      'MODE',
-      integer(0, 2),
-      '1',
-      'switching between guests: 0 = off, 1 = software, 2 = hardware, by the uplink',
-    ),
-    laterValue: '2',
-    later: `${UPLINKS_LATER}, and hardware switching needs one; use --vm2vm 1 (software) or --vm2vm 0 (off)`,
-  },
+  vm2vm: setting(
+    'vm2vm',
+    'MODE',
+    integer(0, 2),
+    '1',
+    'switching between guests: 0 = off, 1 = software, 2 = hardware, by the switch behind the uplink',
+  ),
   learning: setting(
     'learning',
     'HOW',
@@ -189,23 +185,29 @@ export const SWITCH = {
     help: 'uplink in promiscuous mode, which it always is',
     note: 'the uplink always takes frames to all addresses: those of guests are none of its own',
   },
-  vlanStrip: {
-    ...setting('vlan-strip', '0|1', ON_OFF, '1', 'strip the VLAN tags of frames from the uplink'),
-    laterValue: '0',
-    later: `${UPLINKS_LATER}, and only their frames carry the tags; leave --vlan-strip out`,
+  vlan: setting(
+    'vlan',
+    'HOW',
+    choice('auto', 'off'),
+    'auto',
+    'tags on the uplink of guests whose sockets have no VLAN: auto = 1000 + number of the device; off = none',
+  ),
+  guestVlan: {
+    long: 'guest-vlan',
+    value: 'HOW',
+    type: choice('drop', 'trust', 'qinq'),
+    help: 'frames with a VLAN tag of the guest: drop, the default; trust = leave the tag; qinq = put the own one around it (802.1ad)',
   },
-  rxRetry: {
-    ...setting('rx-retry', '0|1', ON_OFF, '1', 'retry when the receive queue of a guest is full'),
-    note: NEEDS_UPLINK,
-  },
-  rxRetryNum: {
-    ...setting('rx-retry-num', 'COUNT', integer(0, INT32_MAX), '4', 'retries of a burst'),
-    note: NEEDS_UPLINK,
-  },
-  rxRetryDelay: {
-    ...setting('rx-retry-delay', 'USEC', integer(0, INT32_MAX), '15', 'time between retries'),
-    note: NEEDS_UPLINK,
-  },
+  vlanStrip: setting('vlan-strip', '0|1', ON_OFF, '1', 'strip the VLAN tags of frames from the uplink'),
+  rxRetry: setting(
+    'rx-retry',
+    '0|1',
+    ON_OFF,
+    '1',
+    'wait for room when the receive queue of a guest is full, with frames from the uplink',
+  ),
+  rxRetryNum: setting('rx-retry-num', 'COUNT', integer(0, INT32_MAX), '4', 'times that a burst waits at most'),
+  rxRetryDelay: setting('rx-retry-delay', 'USEC', integer(0, INT32_MAX), '15', 'how long it waits each time'),
   txCsum: setting('tx-csum', '0|1', ON_OFF, '1', 'let guests leave checksums to who receives'),
   tso: {
     long: 'tso',
@@ -287,14 +289,28 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
   checkZeroCopy(given);
   checkClient(given);
   checkOffloads(given);
+  checkHardware(given);
+  const sockets = socketsOf(given);
+  const vlan = resolveVlan({
+    sockets,
+    plan: valueOrDefault(given, SWITCH.vlan) === 'auto' ? 'device' : 'none',
+    guest: givenValue(given, SWITCH.guestVlan),
+    strip: valueOrDefault(given, SWITCH.vlanStrip),
+    learning: valueOrDefault(given, SWITCH.learning),
+    maxDevices: valueOrDefault(given, SWITCH.maxDevices),
+    hasUplink: hasUplink(given),
+  });
   const mergeable = valueOrDefault(given, SWITCH.mergeable);
   const txCsum = valueOrDefault(given, SWITCH.txCsum);
   const owner = givenValue(given, SWITCH.socketOwner);
   const group = givenValue(given, SWITCH.socketGroup);
   return {
-    sockets: socketPaths(given),
+    sockets: sockets.map(({ path }) => path),
+    vlans: new Map(sockets.flatMap(({ path, vlan: own }) => (own === undefined ? [] : [[path, own]]))),
     client: givenValue(given, SWITCH.client) ?? false,
-    vm2vm: valueOrDefault(given, SWITCH.vm2vm) === 0 ? 0 : 1,
+    vm2vm: valueOrDefault(given, SWITCH.vm2vm) as 0 | 1 | 2,
+    ...(vlan === undefined ? {} : { vlan }),
+    ...(valueOrDefault(given, SWITCH.rxRetry) ? { rxRetry: retryOf(given) } : {}),
     mergeable,
     txCsum,
     tso: givenValue(given, SWITCH.tso) ?? (mergeable && txCsum),
@@ -324,6 +340,35 @@ function checkPorts(given: readonly Given[]): void {
     const problem = `${ports.length} ports are enabled, but only 1 port can be enabled`;
     throw new ConfigError('CONFIG_INVALID_VALUE', '-p', problem, { range: 'one port' });
   }
+}
+
+/** There is a port that leads out. */
+function hasUplink(given: readonly Given[]): boolean {
+  return givenValue(given, SWITCH.portMask) !== undefined;
+}
+
+function retryOf(given: readonly Given[]): RxRetryConfig {
+  return { num: valueOrDefault(given, SWITCH.rxRetryNum), delayUs: valueOrDefault(given, SWITCH.rxRetryDelay) };
+}
+
+/** What the user should know of options that do less than they seem to: without an uplink, or because a wait is bounded. */
+export function uplinkNotes(given: readonly Given[]): string[] {
+  const rows: Option[] = [SWITCH.vlan, SWITCH.vlanStrip, SWITCH.rxRetry, SWITCH.rxRetryNum, SWITCH.rxRetryDelay];
+  const counting = given.filter(
+    (one) => rows.includes(one.row) && one === given.findLast(({ row }) => row === one.row),
+  );
+  if (!hasUplink(given)) return counting.map((one) => `${spell(one)}: no effect without an uplink`);
+  const { num, delayUs } = retryOf(given);
+  const asked = counting.find(({ row }) => row === SWITCH.rxRetryNum || row === SWITCH.rxRetryDelay);
+  if (asked === undefined || num * delayUs <= MAX_RETRY_US || !valueOrDefault(given, SWITCH.rxRetry)) return [];
+  return [`${spell(asked)}: a burst waits ${MAX_RETRY_US} µs at most, since all other guests wait meanwhile`];
+}
+
+function checkHardware(given: readonly Given[]): void {
+  if (valueOrDefault(given, SWITCH.vm2vm) !== 2 || hasUplink(given)) return;
+  const problem =
+    'hardware switching needs an uplink; name one with --vdev and choose it with -p, or use --vm2vm 1 (software) or --vm2vm 0 (off)';
+  throw new ConfigError('CONFIG_CONFLICT', '--vm2vm', problem, { value: '2' });
 }
 
 function checkOffloads(given: readonly Given[]): void {
@@ -364,14 +409,15 @@ function checkClient(given: readonly Given[]): void {
   throw new ConfigError('CONFIG_CONFLICT', '--client', problem);
 }
 
-function socketPaths(given: readonly Given[]): string[] {
+function socketsOf(given: readonly Given[]): SocketWithVlan[] {
   const files = allValues(given, SWITCH.socketFile);
   const basename = givenValue(given, SWITCH.devBasename);
-  const paths = [...files];
-  if (basename !== undefined || files.length === 0) paths.unshift(valueOrDefault(given, SWITCH.devBasename));
-  paths.forEach((path, at) => {
-    const twice = paths.findIndex((other) => normalize(other) === normalize(path)) !== at;
+  const sockets = [...files];
+  if (basename !== undefined || files.length === 0)
+    sockets.unshift({ path: valueOrDefault(given, SWITCH.devBasename), vlan: undefined });
+  sockets.forEach(({ path }, at) => {
+    const twice = sockets.findIndex((other) => normalize(other.path) === normalize(path)) !== at;
     if (twice) throw new ConfigError('CONFIG_CONFLICT', '--socket-file', `the socket ${path} is given twice`);
   });
-  return paths;
+  return sockets;
 }

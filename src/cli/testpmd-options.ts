@@ -241,12 +241,12 @@ export function parseTestpmd(argv: readonly string[]): TestpmdCommandLine {
   if (vdevs.length > DPDK_MAX_PORTS) {
     throw new ConfigError('CONFIG_CONFLICT', '--vdev', `${vdevs.length} devices; there can be ${DPDK_MAX_PORTS}`);
   }
-  const { cores, ...eal } = resolveEal(given);
+  const { cores, ignored: ignoredEal, notes: notesEal } = resolveEal(given);
   const app = resolveTestpmd(given, vdevs.length, cores?.workers.length);
   checkQueues(app.forward, vdevs);
   refuseLater(given);
   const ignored = given.filter((one) => TESTPMD_IGNORED.includes(one.row)).map(spell);
-  const notes = [...eal.notes, ...vdevs.flatMap((vdev) => vdev.notes), ...notesOn(given), ...app.notes];
+  const notes = [...notesEal, ...vdevs.flatMap((vdev) => vdev.notes), ...notesOn(given), ...app.notes];
   return {
     help,
     version,
@@ -254,7 +254,7 @@ export function parseTestpmd(argv: readonly string[]): TestpmdCommandLine {
     ...(cores === undefined ? {} : { cores }),
     ...app,
     vdevs,
-    ignored: [...eal.ignored, ...ignored, ...words],
+    ignored: [...ignoredEal, ...ignored, ...words],
     notes,
   };
 }

@@ -106,7 +106,8 @@ class Uplink {
   }
 
   #tell(): void {
-    const { mac, link } = (this.#device as UplinkDevice).opened;
+    const { mac, link, notes = [] } = (this.#device as UplinkDevice).opened;
+    for (const note of notes) this.#tools.log('warn', `uplink ${this.name}: ${note}`);
     const address = mac === undefined ? '' : `, MAC address ${macText(mac)}`;
     this.#tools.log('info', `uplink ${this.name}: port ${this.id}${address}, link ${link.up ? 'up' : 'down'}`);
   }

@@ -6,24 +6,23 @@ import type { LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
 import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
-import type { SwitchConfig } from '../switch/switch-config.ts';
+import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig, type UplinkConfig } from '../switch/switch-config.ts';
 import { UserfaultPostcopy } from '../vhost/postcopy.ts';
 import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
 import { VhostUserClient } from '../vhost-user/client.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
-import { NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
+import { MAX_MTU, MIN_MTU, NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
 import { macText, type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
-
-/** The tag of device n is this plus n. */
-const FIRST_VLAN_TAG = 1000;
 
 /** What a switch is made of. */
 export interface VhostSwitchOptions {
   /** socket paths to listen on, one device a connection; or to connect to */
   readonly sockets: readonly string[];
+  /** by socket: the VLANs of its devices, where these are not those of the plan */
+  readonly vlans?: ReadonlyMap<string, PortVlan>;
   /** front ends listen on the sockets: connect to them, again and again, one device a socket. Default false. */
   readonly client?: boolean;
   /** permissions of the sockets to listen on, e.g. 0o660 */
@@ -92,6 +91,12 @@ interface Entry {
 /** A MAC address, from its first four and last two bytes as little-endian words. */
 const macBytes = (first: number, last: number) =>
   Uint8Array.of(first, first >> 8, first >> 16, first >> 24, last, last >> 8);
+
+/** What guests are told: what leaves by every uplink. */
+function guestMtu(uplinks: readonly UplinkConfig[]): number | undefined {
+  if (uplinks.length === 0) return undefined;
+  return Math.min(MAX_MTU, ...uplinks.map(({ mtu }) => Math.max(mtu, MIN_MTU)));
+}
 
 /** A switch at work, from {@link VhostSwitch.start} to {@link VhostSwitch.close}. */
 export class VhostSwitch {
@@ -174,7 +179,7 @@ export class VhostSwitch {
       onDestroyed: () => this.#onDestroyed(id),
       onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
     });
-    const { lcore, done } = lcores.addPort(id);
+    const { lcore, done } = lcores.addPort(id, this.#options.vlans?.get(info.path));
     const index = this.#options.lcores.findIndex((place) => place.lcore === lcore);
     this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, lcore: index, doomed: false };
     done.catch((error) => this.#options.onFatal(error));
@@ -197,6 +202,7 @@ export class VhostSwitch {
       ringReset,
       configSpace,
       pairs: queues,
+      mtu: guestMtu(this.#uplinks?.ports ?? []),
       createPostcopy,
       knownMacs,
       onMacs,
@@ -213,9 +219,17 @@ export class VhostSwitch {
     const entry = this.#entries[id];
     if (entry === undefined) return;
     entry.mac = macText(mac);
-    const vlan = FIRST_VLAN_TAG + id;
+    const vlan = this.#tagOf(id, entry.socket);
     this.#options.print(`DATA: (${id}) MAC_ADDRESS ${entry.mac} and VLAN_TAG ${vlan} registered`);
-    this.#uplinks?.guests.add(id, mac, [0, vlan], entry.lcore);
+    this.#uplinks?.guests.add(id, mac, vlan === 0 ? [0] : [0, vlan], entry.lcore);
+  }
+
+  /** The tag of a device's untagged frames on an uplink; 0 for none. */
+  #tagOf(id: number, socket: string): number {
+    const { vlans, config } = this.#options;
+    const vlan = vlans?.get(socket);
+    if (vlan !== undefined) return 'access' in vlan ? vlan.access : (vlan.native ?? 0);
+    return config.vlan?.plan === 'none' ? 0 : FIRST_DEVICE_TAG + id;
   }
 
   /** Memory is gone that the lcore was using: zero pages take its place, and the device goes. */

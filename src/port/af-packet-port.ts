@@ -29,6 +29,7 @@ import { BURST_SEGMENTS, BURST_SIZE } from '../virtio-net/burst.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
 import { KERNEL_HEADER_BYTES, putFrame, setTag, writeHeader } from './kernel-frame.ts';
+import { MadeFrames } from './made-frames.ts';
 import { SendOutcome } from './send-outcome.ts';
 
 const { off: SLOT } = TPACKET2_HDR;
@@ -56,6 +57,10 @@ export interface AfPacketSpec extends DeviceSpec {
   readonly window: WindowHandle;
   readonly queues: readonly AfPacketQueue[];
   readonly sendFd: number;
+  /** where in the window this lcore has MADE_BYTES */
+  readonly madeOff: number;
+  /** NEED_… that the kernel takes undone */
+  readonly accepts: number;
 }
 
 /** The receive side of a socket. */
@@ -191,8 +196,11 @@ export class AfPacketPort implements DevicePort {
   readonly #headers = new Uint8Array(16 * BURST_SIZE);
   readonly #headersAddress: number;
   readonly #outcome: SendOutcome;
+  readonly #made: MadeFrames;
+  readonly #accepts: number;
 
-  constructor(id: number, counters: Float64Array, { window, queues, sendFd }: AfPacketSpec, tools: DeviceTools) {
+  constructor(id: number, counters: Float64Array, spec: AfPacketSpec, tools: DeviceTools) {
+    const { window, queues, sendFd, madeOff, accepts } = spec;
     this.id = id;
     this.counters = counters;
     this.#tools = tools;
@@ -203,6 +211,8 @@ export class AfPacketPort implements DevicePort {
     this.#sendFd = sendFd;
     this.#headersAddress = Number(addressOf(this.#headers));
     this.#outcome = new SendOutcome(counters, tools.ringStage.burst);
+    this.#made = new MadeFrames(tools, this.#addresses, tools.windows[window.id], madeOff);
+    this.#accepts = accepts;
   }
 
   receive(queue: number): number {
@@ -232,6 +242,19 @@ export class AfPacketPort implements DevicePort {
   }
 
   transmit(list: Int32Array, from: number, to: number): number {
+    const { offloads, needs } = this.#tools.ringStage.burst;
+    if (!offloads) return this.#sendAsTheyAre(list, from, to);
+    let delivered = 0;
+    let run = from;
+    for (let k = from; k < to; k++) {
+      if ((needs[list[k]] & ~this.#accepts) === 0) continue;
+      delivered += this.#sendAsTheyAre(list, run, k) + this.#sendMade(list[k]);
+      run = k + 1;
+    }
+    return delivered + this.#sendAsTheyAre(list, run, to);
+  }
+
+  #sendAsTheyAre(list: Int32Array, from: number, to: number): number {
     const { burst } = this.#tools.ringStage;
     const { segments, first } = burst;
     const batch = this.#batch;
@@ -258,6 +281,38 @@ export class AfPacketPort implements DevicePort {
       } else done += this.#outcome.refused(-taken, n - done);
     }
     return delivered;
+  }
+
+  /** Sends what packet `i` becomes, as far as the kernel takes it. @returns 1 if that is all of it */
+  #sendMade(i: number): number {
+    const made = this.#made;
+    const frames = made.make(i);
+    if (frames === 0) {
+      this.#outcome.malformed();
+      return 0;
+    }
+    this.#headers.fill(0, 0, KERNEL_HEADER_BYTES);
+    for (let done = 0; done < frames; ) {
+      const batch = this.#batch;
+      const end = Math.min(frames, done + BURST_SIZE);
+      batch.clear();
+      for (let frame = done; frame < end; frame++) {
+        batch.begin();
+        batch.add(this.#headersAddress, KERNEL_HEADER_BYTES);
+        batch.add(made.address(frame), made.len(frame));
+      }
+      const taken = batch.send(this.#sendFd, 0);
+      if (taken <= 0) {
+        // without one of its parts the packet is of no use
+        if (this.#outcome.refused(-taken, 1) > 0) return 0;
+        continue;
+      }
+      let bytes = 0;
+      for (let frame = done; frame < done + taken; frame++) bytes += made.len(frame);
+      done += taken;
+      this.#outcome.sentMade(i, taken, bytes, done === frames);
+    }
+    return 1;
   }
 
   prepareSleep(): boolean {

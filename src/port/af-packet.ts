@@ -19,7 +19,9 @@ import {
 import { TPACKET_ALIGNMENT, TPACKET2_HDR } from '../uapi/packet.ts';
 import { type AfPacketQueue, type AfPacketSpec, QUEUE_EXTRA_BYTES } from './af-packet-port.ts';
 import type { DeviceOpening, OpenedDevice } from './device-port.ts';
+import { kernelAccepts } from './kernel-frame.ts';
 import { LinkWatch } from './link-watch.ts';
+import { MADE_BYTES } from './made-frames.ts';
 import { Steering, steerFanout } from './steering.ts';
 import { findUplink, type InterfacePlace, interfacePlace, withAdvice } from './uplink-interface.ts';
 import type { VdevOf } from './vdev.ts';
@@ -130,7 +132,8 @@ class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {
     }
     this.#window = pool.acquire();
     for (let queue = 0; queue < qpairs; queue++) {
-      if (this.#ringOff(queue + 1) > WINDOW_USABLE_BYTES) throw new RangeError(`${this.name}: the rings take too much`);
+      if (this.#ringOff(queue + 1) + lcores * MADE_BYTES > WINDOW_USABLE_BYTES)
+        throw new RangeError(`${this.name}: the rings take too much`);
       const fd = openPacketSocket(SEND_BYTES);
       this.#receiveFds.push(fd);
       setUpRing(fd, this.#ring, QUEUE_BYTES);
@@ -167,7 +170,9 @@ class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {
     const queues: AfPacketQueue[] = [];
     for (let queue = lcore; queue < this.#receiveFds.length; queue += lcores)
       queues.push({ fd: this.#receiveFds[queue], ringOff: this.#ringOff(queue), frames, frameBytes });
-    return { windows: [window], window, queues, sendFd: this.#sendFds[lcore] };
+    const madeOff = this.#ringOff(this.#values.qpairs) + lcore * MADE_BYTES;
+    const accepts = kernelAccepts();
+    return { windows: [window], window, queues, sendFd: this.#sendFds[lcore], madeOff, accepts };
   }
 
   closeAll(): void {
@@ -175,7 +180,8 @@ class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {
     for (const fd of [...this.#receiveFds, ...this.#sendFds]) closeSync(fd);
     this.steering?.close();
     if (this.#window === undefined) return;
-    unmapFrom(this.#window, this.#ringOff(0), this.#ringOff(this.#receiveFds.length) - this.#ringOff(0));
+    const end = this.#ringOff(this.#values.qpairs) + this.#opening.lcores * MADE_BYTES;
+    unmapFrom(this.#window, this.#ringOff(0), end - this.#ringOff(0));
     this.#opening.pool.release(this.#window);
   }
 

@@ -11,6 +11,7 @@ import { SwitchError, SysError } from '../errors.ts';
 import { firstOffset, mapInto, openWindow, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle } from '../mem/window.ts';
 import { xdpProgram } from '../net/steering-program.ts';
 import { attachXdp, BpfMap, loadProgram, mapIndex } from '../sys/bpf.ts';
+import { takesTagsOff } from '../sys/ethtool.ts';
 import { createMemfd } from '../sys/memory.ts';
 import type { InterfaceInfo } from '../sys/netlink.ts';
 import { inNetns } from '../sys/netns.ts';
@@ -110,6 +111,12 @@ function plan(groups: number, steered: number, lcores: number): PlannedSocket[] 
   return sockets;
 }
 
+function tagsLost(place: InterfacePlace): string {
+  const problem = `${describeInterface(place)} takes VLAN tags off, and AF_XDP does not pass them on`;
+  const how = `ethtool -K ${place.name} rxvlan off; of a veth pair, txvlan off at the other end`;
+  return `${problem}: to keep them: ${how}`;
+}
+
 interface OpenSocket extends PlannedSocket {
   readonly fd: number;
   receive?: XdpRingPlace;
@@ -160,6 +167,7 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
   steering: Steering | undefined;
   /** how frames come and go */
   mode: XdpMode = 'skb';
+  notes: readonly string[] = [];
   readonly #values: Values;
   readonly #place: InterfacePlace;
   readonly #index: number;
@@ -232,6 +240,7 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
       const fd = openPacketSocket(PAGE);
       this.#fds.push(fd);
       setPromiscuous(fd, this.#index);
+      if (takesTagsOff(this.#place.name)) this.notes = [tagsLost(this.#place)];
     });
   }
 

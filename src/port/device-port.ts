@@ -67,6 +67,8 @@ export interface OpenedDevice<Spec = DeviceSpec> {
   /** bytes of the largest frame, without Ethernet header and tag */
   readonly mtu: number;
   readonly link: LinkState;
+  /** sentences for the user: what works otherwise than they may think */
+  readonly notes?: readonly string[];
   /** which queue each {address, VLAN} comes by, if that can be said: queue n is lcore n's, modulo their number */
   readonly steering?: Steering | undefined;
   /** For one of `lcores` lcores. */

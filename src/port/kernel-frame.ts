@@ -3,6 +3,7 @@
  * the kernel does, and the other way round.
  * @see linux/virtio_net.h; VIRTIO 1.2 §5.1.6
  */
+import { release as osRelease } from 'node:os';
 import type { WindowViews } from '../mem/window.ts';
 import { ETHHDR } from '../uapi/ip.ts';
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
@@ -26,6 +27,16 @@ export const KERNEL_HEADER_BYTES = HDR.num_buffers;
 
 /** What the kernel may leave undone in a frame that it gives us. */
 const KERNEL_MAY_SEND = NEED_CSUM | NEED_TSO4 | NEED_TSO6 | NEED_ECN | NEED_UFO | NEED_USO4 | NEED_USO6;
+
+/** The first kernel whose virtio_net_hdr has UDP segmentation. */
+const USO_KERNEL = [6, 2];
+
+/** What a kernel takes undone, of what guests may leave so. @param release as uname -r has it */
+export function kernelAccepts(release = osRelease()): number {
+  const [major = 0, minor = 0] = release.split(/[^0-9]+/).map(Number);
+  const hasUso = major > USO_KERNEL[0] || (major === USO_KERNEL[0] && minor >= USO_KERNEL[1]);
+  return hasUso ? KERNEL_MAY_SEND : KERNEL_MAY_SEND & ~(NEED_USO4 | NEED_USO6);
+}
 
 const ETHER_TYPE = ETHHDR.off.h_proto;
 

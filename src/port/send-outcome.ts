@@ -36,6 +36,18 @@ export class SendOutcome {
     this.#counters[PORT_SLOTS.rx_bytes] += bytes;
   }
 
+  /** Frames have been taken that were made of packet `i`: with the last of them the packet has gone. */
+  sentMade(i: number, frames: number, bytes: number, last: boolean): void {
+    if (last) this.#burst.delivered[i]++;
+    this.#counters[PORT_SLOTS.rx_packets] += frames;
+    this.#counters[PORT_SLOTS.rx_bytes] += bytes;
+  }
+
+  /** A packet's headers are malformed: no frame can be made of it. */
+  malformed(): void {
+    this.#counters[PORT_SLOTS.rx_drop_bad_offload]++;
+  }
+
   /** The first of `left` frames was not taken, for `errno`. @returns how many are given up for it; none: to be tried again */
   refused(errno: number, left: number): number {
     switch (errno) {

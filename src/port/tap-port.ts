@@ -13,6 +13,7 @@ import { BURST_SEGMENTS, BURST_SIZE } from '../virtio-net/burst.ts';
 import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
 import { putFrame, writeHeader } from './kernel-frame.ts';
+import { MADE_BYTES, MadeFrames } from './made-frames.ts';
 import { SendOutcome } from './send-outcome.ts';
 
 /** Bytes in front of each frame: a guest's header, num_buffers too. */
@@ -20,8 +21,8 @@ export const TAP_HEADER_BYTES = VIRTIO_NET_HDR_MRG_RXBUF.size;
 
 /** Room for one frame with its header; whole cache lines. */
 const BUFFER_BYTES = Math.ceil((TAP_HEADER_BYTES + MAX_GSO_BYTES) / 64) * 64;
-/** What a queue has in the window: room for a burst. */
-export const TAP_QUEUE_BYTES = BURST_SIZE * BUFFER_BYTES;
+/** What a queue has in the window: room for a burst, and for what is made of a packet. */
+export const TAP_QUEUE_BYTES = BURST_SIZE * BUFFER_BYTES + MADE_BYTES;
 /** Rounds in which an interface that had nothing is not asked again: a system call that finds nothing is dear. */
 const PAUSE_ROUNDS = 7;
 
@@ -31,6 +32,8 @@ export interface TapSpec extends DeviceSpec {
   /** where in the window the queue's TAP_QUEUE_BYTES are */
   readonly off: number;
   readonly fd: number;
+  /** NEED_… that the kernel takes undone */
+  readonly accepts: number;
 }
 
 export class TapPort implements DevicePort {
@@ -48,9 +51,11 @@ export class TapPort implements DevicePort {
   readonly #header = new Uint8Array(TAP_HEADER_BYTES);
   readonly #headerAddress: number;
   readonly #outcome: SendOutcome;
+  readonly #made: MadeFrames;
+  readonly #accepts: number;
   #pause = 0;
 
-  constructor(id: number, counters: Float64Array, { window, off, fd }: TapSpec, tools: DeviceTools) {
+  constructor(id: number, counters: Float64Array, { window, off, fd, accepts }: TapSpec, tools: DeviceTools) {
     this.id = id;
     this.counters = counters;
     this.#tools = tools;
@@ -61,6 +66,8 @@ export class TapPort implements DevicePort {
     this.eventFds = [fd];
     this.#headerAddress = Number(addressOf(this.#header));
     this.#outcome = new SendOutcome(counters, tools.ringStage.burst);
+    this.#made = new MadeFrames(tools, this.#addresses, this.#views, off + BURST_SIZE * BUFFER_BYTES);
+    this.#accepts = accepts;
   }
 
   receive(): number {
@@ -90,11 +97,16 @@ export class TapPort implements DevicePort {
 
   transmit(list: Int32Array, from: number, to: number): number {
     const { burst } = this.#tools.ringStage;
-    const { segments, first } = burst;
+    const { segments, first, needs } = burst;
     const pieces = this.#pieces;
     let delivered = 0;
     for (let k = from; k < to; ) {
       const i = list[k];
+      if ((needs[i] & ~this.#accepts) !== 0) {
+        delivered += this.#sendMade(i);
+        k++;
+        continue;
+      }
       writeHeader(burst, i, this.#header, 0);
       pieces.clear();
       pieces.add(this.#headerAddress, TAP_HEADER_BYTES);
@@ -109,6 +121,32 @@ export class TapPort implements DevicePort {
       }
     }
     return delivered;
+  }
+
+  /** Sends what packet `i` becomes, as far as the kernel takes it. @returns 1 if that is all of it */
+  #sendMade(i: number): number {
+    const made = this.#made;
+    const pieces = this.#pieces;
+    const frames = made.make(i);
+    if (frames === 0) {
+      this.#outcome.malformed();
+      return 0;
+    }
+    this.#header.fill(0);
+    for (let frame = 0; frame < frames; ) {
+      pieces.clear();
+      pieces.add(this.#headerAddress, TAP_HEADER_BYTES);
+      pieces.add(made.address(frame), made.len(frame));
+      const status = pieces.write(this.#fd);
+      if (status < 0) {
+        // without one of its parts the packet is of no use
+        if (this.#outcome.refused(-status, 1) > 0) return 0;
+        continue;
+      }
+      this.#outcome.sentMade(i, 1, made.len(frame), frame === frames - 1);
+      frame++;
+    }
+    return 1;
   }
 
   /** What comes after the last read that found nothing is told by the descriptor. */

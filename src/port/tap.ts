@@ -6,6 +6,7 @@ import { ConfigError, SwitchError } from '../errors.ts';
 import { firstOffset, unmapFrom, type WindowHandle } from '../mem/window.ts';
 import { bringUp, openTap, setAddress, setPersistent } from '../sys/tap.ts';
 import type { DeviceOpening, LinkState, OpenedDevice } from './device-port.ts';
+import { kernelAccepts } from './kernel-frame.ts';
 import { LinkWatch } from './link-watch.ts';
 import { TAP_HEADER_BYTES, TAP_QUEUE_BYTES, type TapSpec } from './tap-port.ts';
 import {
@@ -107,7 +108,7 @@ class OpenedTap implements OpenedDevice<TapSpec> {
   spec(lcore: number): TapSpec {
     const window = this.#window;
     const off = firstOffset(window, PAGE) + lcore * TAP_QUEUE_BYTES;
-    return { windows: [window], window, off, fd: this.#fds[lcore] };
+    return { windows: [window], window, off, fd: this.#fds[lcore], accepts: kernelAccepts() };
   }
 
   close(): Promise<void> {

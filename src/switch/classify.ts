@@ -46,13 +46,13 @@ export class Classifier implements Classify {
   /** where group addresses and unknown ones go */
   readonly #unknown: number;
   /** the addresses behind an uplink are learned like those of guests */
-  readonly #learnsUplink: boolean;
+  readonly #floods: boolean;
 
   constructor(config: SwitchConfig, learner: Learner) {
     this.#config = config;
     this.#learner = learner;
-    this.#learnsUplink = learnsUplink(config);
-    this.#unknown = floods(config) ? flood(NO_VLAN, -1) : toUplinks(config);
+    this.#floods = floods(config);
+    this.#unknown = this.#floods ? flood(NO_VLAN, -1) : toUplinks(config);
   }
 
   setPort(): void {}
@@ -116,7 +116,7 @@ export class Classifier implements Classify {
     const srcFirst = sourceFirst(front, i);
     const srcLast = sourceLast(front, i);
     let except = NOT_FOUND;
-    if (this.#learnsUplink) this.#learner.learn(srcFirst, srcLast, port, counters, now);
+    if (this.#floods) this.#learner.learn(srcFirst, srcLast, port, counters, now);
     else except = this.#learner.table.lookup(srcFirst, srcLast);
     const first = front[FRONT_WORDS * i];
     const last = front[FRONT_WORDS * i + 1] & 0xffff;
@@ -127,11 +127,8 @@ export class Classifier implements Classify {
   }
 }
 
-/** True where group addresses and unknown ones go to guests too. */
+/** True where group addresses and unknown ones go to guests too; and where it matters which addresses are outside: elsewhere all goes there. */
 export const floods = ({ learning, vm2vm }: SwitchConfig) => learning === 'dynamic' && vm2vm === 1;
-
-/** True where it matters which addresses are outside: elsewhere all goes there. */
-export const learnsUplink = floods;
 
 /** What goes out and nowhere else, as a target. */
 export const toUplinks = ({ uplinks = [] }: SwitchConfig) =>

@@ -7,7 +7,7 @@ export const DEST_UPLINKS = -1;
 /** To nobody. */
 export const DEST_DROP = -2;
 /** This less the slot of a counter: to nobody, and that counter says why. Only between the parts of stage 2. */
-export const TARGET_DROP = DEST_DROP;
+export const TARGET_DROP = -2;
 /** This and above: flooded, see {@link flood}. */
 export const DEST_FLOOD = 2 ** 28;
 

@@ -20,7 +20,7 @@ export interface Switching {
 /**
  * @param ports by number; a port that has gone leaves undefined
  * @param windows this thread's, by id
- * @param memory one of them, of which the switch alone writes to the FRONT_STAGE_BYTES at `off`
+ * @param memory one of them, of which the switch alone writes to the 1024 bytes at `off`, for fronts of packets
  */
 export function makeSwitching(
   config: SwitchConfig,

@@ -15,7 +15,6 @@ import {
   floods,
   isLinkLocal,
   LINK_LOCAL,
-  learnsUplink,
   malformedSlot,
   TO_SELF,
   toUplinks,
@@ -52,9 +51,9 @@ export class VlanClassifier implements Classify {
   readonly #vlans: PortVlans;
   readonly #marks: VlanMarks;
   readonly #windows: readonly WindowViews[];
+  /** group addresses and unknown ones go to guests too; and addresses outside are learned */
   readonly #floods: boolean;
   readonly #toUplinks: number;
-  readonly #learnsUplink: boolean;
   /** of the packet at hand: the VLAN it is in; what goes into a tag's second half beside that; its own VID on the uplink, 0 for none */
   #vid = 0;
   #priority = 0;
@@ -80,7 +79,6 @@ export class VlanClassifier implements Classify {
     this.#windows = windows;
     this.#floods = floods(config);
     this.#toUplinks = toUplinks(config);
-    this.#learnsUplink = learnsUplink(config);
   }
 
   setPort(port: number, vlan: PortVlan | undefined): void {
@@ -280,7 +278,7 @@ export class VlanClassifier implements Classify {
     let except = table.lookup(srcFirst, srcLast);
     if (except !== NOT_FOUND && isUplink[except] === 1) except = NOT_FOUND;
     // devices that have a tag each may hear one another by way of the network: that takes nobody's address away
-    if (this.#learnsUplink && (this.#device < 0 || except === NOT_FOUND)) {
+    if (this.#floods && (this.#device < 0 || except === NOT_FOUND)) {
       this.#learner.learn(srcFirst, srcLast, port, counters, now);
       except = NOT_FOUND;
     }

@@ -6,13 +6,13 @@ import { CopyStage } from '../mem/copy-stage.ts';
 import { WINDOW_USABLE_BYTES, type WindowViews } from '../mem/window.ts';
 import { ETHHDR } from '../uapi/ip.ts';
 import { BURST_SIZE, type Burst, FRONT_BYTES } from '../virtio-net/burst.ts';
-import { FRONT_STAGE_BYTES, FrontStage } from '../virtio-net/front-stage.ts';
+import { FrontStage } from '../virtio-net/front-stage.ts';
 
 const FRAMES_OFF = 2 ** 20;
 /** Room for a frame that comes in pieces; more than a port's longest. */
 const FLAT_BYTES = 2 ** 18;
 const FLAT_OFF = 2 ** 24;
-/** Behind the room for a burst of those: the fronts of frames whose tags are put back. */
+/** Behind the room for a burst of those: the fronts of frames whose tags are put back, some bytes each. */
 const FRONTS_OFF = FLAT_OFF + BURST_SIZE * FLAT_BYTES;
 /** Behind that lies what takes much room. */
 const MUCH_OFF = 2 ** 25;
@@ -20,7 +20,6 @@ const MUCH_OFF = 2 ** 25;
 export const HEADER_ROOM = 256;
 
 const NO_CUTS = new Int32Array(BURST_SIZE);
-if (FRONTS_OFF + FRONT_STAGE_BYTES > MUCH_OFF) throw new RangeError('the workshop has no room for fronts');
 
 export class Workshop {
   /** by id */

@@ -37,7 +37,7 @@ export const TALLY_BYTES = 10;
 export const TALLY_WORDS = 11;
 
 /** Words of the spread: in which bits the fronts differ, and the length of the longest packet. */
-export const SPREAD_LONGEST = FRONT_WORDS;
+export const SPREAD_LONGEST = FRONT_BYTES / 4;
 const SPREAD_WORDS = FRONT_WORDS + 1;
 
 /** Where the arrays lie in scratch memory, bytes. */

@@ -11,8 +11,6 @@ const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 const ADDRESSES = ETHHDR.off.h_proto;
 /** Room for each front: Ethernet header and a tag. */
 const SLOT_BYTES = 32;
-/** Memory that the stage needs, bytes. */
-export const FRONT_STAGE_BYTES = BURST_SIZE * SLOT_BYTES;
 
 /** One thread's. */
 export class FrontStage {
@@ -24,7 +22,7 @@ export class FrontStage {
   readonly #hdrLen = new Int32Array(BURST_SIZE);
   readonly #cut = new Int32Array(BURST_SIZE);
 
-  /** @param memory a window of this thread's table, of which the stage alone writes to the FRONT_STAGE_BYTES at `off` */
+  /** @param memory a window of this thread's table, of which the stage alone writes to the 1024 bytes at `off` */
   constructor(memory: WindowViews, off: number) {
     this.#memory = memory;
     this.#off = off;

@@ -14,8 +14,8 @@ import { decodeNetState, encodeNetState } from './net-state.ts';
 import { rarpFrame } from './rarp.ts';
 
 /** §5.1.4.1: an MTU that a device may have. */
-const MIN_MTU = 68;
-const MAX_MTU = 65535;
+export const MIN_MTU = 68;
+export const MAX_MTU = 65535;
 const DEFAULT_MTU = 1500;
 /** §5.1.4: unknown speed, and full duplex. */
 const SPEED_UNKNOWN = 0xffffffff;

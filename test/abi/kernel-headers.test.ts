@@ -41,7 +41,7 @@ const HEADERS = [
   'linux/if_packet.h',
   'linux/rtnetlink.h',
   'linux/if_link.h',
-  'net/if.h',
+  'linux/if.h',
   'net/if_arp.h',
   'sys/ioctl.h',
   'linux/if_tun.h',

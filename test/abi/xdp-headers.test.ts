@@ -2,11 +2,21 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import * as bpf from '../../src/uapi/bpf.ts';
+import * as ethtool from '../../src/uapi/ethtool.ts';
 import type { Layout } from '../../src/uapi/layout.ts';
 import * as xdp from '../../src/uapi/xdp.ts';
 import { evaluateC, hasGcc } from './c-probe.ts';
 
-const HEADERS = ['sys/socket.h', 'linux/types.h', 'linux/bpf.h', 'linux/if_xdp.h', 'linux/if_link.h'];
+const HEADERS = [
+  'sys/socket.h',
+  'linux/types.h',
+  'linux/bpf.h',
+  'linux/if_xdp.h',
+  'linux/if_link.h',
+  'linux/if.h',
+  'linux/ethtool.h',
+  'linux/sockios.h',
+];
 const skip = hasGcc() || process.env.CI === 'true' ? false : 'there is no gcc here to compile the C side with';
 
 const WHOLE: readonly Layout<string>[] = [
@@ -17,6 +27,8 @@ const WHOLE: readonly Layout<string>[] = [
   xdp.XDP_DESC,
   xdp.XDP_STATISTICS_ARG,
   bpf.XDP_MD,
+  ethtool.ETHTOOL_VALUE,
+  ethtool.IFREQ,
 ];
 /** Of these we have the beginning only. */
 const BEGINNINGS: readonly [type: string, within: string, Layout<string>][] = [
@@ -52,7 +64,7 @@ test('bpf: the registers of an instruction are the halves of its second byte', {
 
 test('AF_XDP and bpf: constants are those of the C headers', { skip }, () => {
   const ours = new Map<string, bigint>();
-  for (const [name, value] of [...Object.entries(bpf), ...Object.entries(xdp)])
+  for (const [name, value] of [bpf, xdp, ethtool].flatMap((module) => Object.entries<unknown>(module)))
     if (typeof value === 'number') ours.set(name, BigInt(value));
   assert.deepEqual(evaluateC(HEADERS, new Map([...ours.keys()].map((one) => [one, undefined]))), ours);
 });

@@ -47,7 +47,7 @@ describe('the vhost-switch command', { timeout: 120_000 }, () => {
     ['--zero-copy 1', /--zero-copy 1: not with software switching between guests/],
     ['--client', /--client: needs a socket to connect to; give --socket-file/],
     ['--client --socket-file s --socket-mode 600', /--socket-mode: not with --client/],
-    ['--vm2vm 2', /--vm2vm 2: uplink ports are not in this version yet/],
+    ['--vm2vm 2', /--vm2vm 2: hardware switching needs an uplink; name one with --vdev/],
     ['--mergeable 2', /--mergeable: invalid value "2"; valid: 0\|1/],
     ['--sockets', /--sockets: unknown option; the nearest is --socket-/],
     ['surprise', /surprise: belongs to no option/],

@@ -5,6 +5,7 @@ import { type Steering, Steering as SteeringTable, steerFanout } from '../../src
 import { shareByProgram } from '../../src/sys/packet-socket.ts';
 import { openFds } from '../kit/device-bench.ts';
 import { BROADCAST, frame, mac } from '../kit/frames.ts';
+import { packet } from '../kit/packets.ts';
 import { withXdp } from '../kit/xdp-device.ts';
 import { enterXdpNetwork } from '../peers/af-xdp.ts';
 import { waitUntil } from '../peers/process.ts';
@@ -142,6 +143,59 @@ describe('steering', { skip }, () => {
         { lcores: 2 },
       );
     });
+
+  test('XDP on an interface with two queues: whichever a frame comes by, it comes out of its guest queue', async () => {
+    const [near, far] = [`sc${process.pid}`, `sd${process.pid}`];
+    addVeth(near, far, { queues: 2 });
+    const sender = new RawSocket(far);
+    await withXdp(
+      `iface=${near},mode=native,queue_count=2,steer_queues=3`,
+      async ({ steering }, benches) => {
+        assert.deepEqual(
+          benches.map(({ port }) => port.queues),
+          [4, 2],
+        );
+        // of each queue of the interface: lcore 0 has steered queues 0 and 2, lcore 1 has 1
+        const steeredBy = [
+          [0, 2, 0, 2],
+          [1, 1],
+        ];
+        for (let guest = 0; guest < 3; guest++) steering?.add(mac(guest), 0, guest);
+        const sent = new Map<string, number>();
+        for (let i = 0; i < 300; i++) {
+          const { bytes, csumStart } = packet({ version: 4, protocol: 'udp', payload: Buffer.alloc(20, i) });
+          bytes.writeUInt16BE(i, csumStart);
+          mac(i % 3).copy(bytes, 0);
+          sent.set(bytes.toString('hex'), i % 3);
+          assert.ok(sender.send(bytes));
+        }
+        const used = new Set<string>();
+        await waitUntil(
+          'all frames',
+          () => {
+            for (const [lcore, bench] of benches.entries())
+              for (let queue = 0; queue < bench.port.queues; queue++)
+                for (const bytes of bench.receive(queue)) {
+                  assert.equal(sent.get(bytes.toString('hex')), steeredBy[lcore][queue]);
+                  sent.delete(bytes.toString('hex'));
+                  used.add(`${lcore} ${queue}`);
+                }
+            return sent.size === 0;
+          },
+          DEADLINE_MS,
+        );
+        assert.equal(used.size, 6, 'all sockets were used');
+        const counts = steering?.counts();
+        assert.deepEqual(
+          counts?.queues.map(({ packets }) => packets),
+          [100, 100, 100],
+        );
+        assert.equal(counts?.unknown.packets, 0);
+      },
+      { lcores: 2 },
+    );
+    sender.close();
+  });
 
   test('packet sockets of a fanout group: each frame comes out of its guest socket, and the counts are exact', async () => {
     const steering = new SteeringTable(QUEUES);

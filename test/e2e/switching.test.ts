@@ -199,4 +199,47 @@ describe('switching', { timeout: 120_000 }, () => {
         assert.ok(performance.now() < giveUpAt, 'after 6 s the address is still known');
       }
     }));
+
+  test('guests of sockets with VLANs hear only those of their own, whichever lcores they are on', async () => {
+    const sockets = ['ten,vlan=10', 'twenty,vlan=20', 'both,trunk=20-21,native=10'];
+    const named = sockets.flatMap((socket) => ['--socket-file', socket]);
+    const running = await SwitchProcess.start([...named, '--stats', '1', '--lcores', '0@0,1@0,2@0']);
+    const guests = [
+      ['ten', A],
+      ['ten', B],
+      ['twenty', C],
+      ['both', macOf(4)],
+    ] as const;
+    const cards: VirtioUser[] = [];
+    try {
+      for (const [name, mac] of guests) cards.push(await connectGuest({ path: running.path(name), mac }));
+      const [a, b, c, d] = cards;
+      const all = frame(BROADCAST, A, 1);
+      await sendAll(a, [all]);
+      for (const card of [b, d]) assert.deepEqual(await card.waitFrame(5000), all);
+      await running.line(/^DATA: \(0\) MAC_ADDRESS 52:54:00:00:00:01 and VLAN_TAG 10 registered$/);
+      await assertDelivered(d, a, [frame(A, macOf(4), 2)]);
+      const many = frame(BROADCAST, C, 3);
+      await sendAll(c, [many]);
+      assert.deepEqual(await d.waitFrame(5000), tagged(many, 20));
+      // an address of another VLAN, which is not known in this one
+      await sendAll(c, [frame(A, C, 4)]);
+      assert.deepEqual(await d.waitFrame(5000), tagged(frame(A, C, 4), 20));
+      await sendAll(d, [tagged(frame(C, macOf(4), 5), 20), tagged(frame(C, macOf(4), 6), 30)]);
+      assert.deepEqual(await c.waitFrame(5000), frame(C, macOf(4), 5));
+      await sendAll(a, [tagged(frame(BROADCAST, A, 7), 20)]);
+      for (const card of cards) assert.equal(await card.waitFrame(QUIET_MS), undefined);
+      const table = await nextTable(running);
+      assert.deepEqual([table[0].tx_drop_tagged, table[3].tx_drop_vlan], [1, 1]);
+      assert.equal(await running.stop(), 'ended with status 0', running.output);
+    } finally {
+      for (const card of cards) await card.close();
+      await running.kill();
+    }
+  });
 });
+
+/** The frame with a VLAN tag behind its addresses. */
+function tagged(bytes: Uint8Array, vid: number): Uint8Array {
+  return Uint8Array.from([...bytes.subarray(0, 12), 0x81, 0x00, vid >> 8, vid & 0xff, ...bytes.subarray(12)]);
+}

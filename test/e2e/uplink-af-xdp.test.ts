@@ -74,7 +74,7 @@ for (const [mode, eal, elsewhere] of [
       }
       host = new RawHost(cable);
       const vdev = `net_af_xdp0,iface=${iface},mode=${mode}`;
-      running = await SwitchProcess.start([...eal, '--vdev', vdev, '-p', '0x1']);
+      running = await SwitchProcess.start([...eal, '--vdev', vdev, '-p', '0x1', '--vlan', 'off']);
       guest = await connectGuest({ path: running.socket, mac: GUEST });
     });
     after(async () => {

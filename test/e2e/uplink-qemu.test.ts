@@ -67,7 +67,7 @@ for (const [kind, make] of Object.entries(WORLDS)) {
 
     before(async () => {
       world = make(lab);
-      running = await SwitchProcess.start(['--vdev', world.vdev, '--mergeable', '1', '-p', '0x1']);
+      running = await SwitchProcess.start(['--vdev', world.vdev, '--mergeable', '1', '-p', '0x1', '--vlan', 'off']);
       ip('-n', world.netns, 'addr', 'add', `${HOST_IP}/24`, 'dev', world.host);
       tcp = new PeerProcess({
         name: 'TCP peer',

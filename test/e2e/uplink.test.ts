@@ -115,7 +115,7 @@ for (const [kind, make] of Object.entries(WORLDS)) {
 
     before(async () => {
       world = make(lab, 1500);
-      running = await SwitchProcess.start(['--vdev', world.vdev, '-p', '0x1']);
+      running = await SwitchProcess.start(['--vdev', world.vdev, '-p', '0x1', '--vlan', 'off']);
       host = new RawHost(world.far);
       guest = await connectGuest({ path: running.socket, mac: GUEST });
       await untilThrough(guest, host);
@@ -184,7 +184,7 @@ for (const kind of ['net_af_packet', 'net_tap']) {
     test('under traffic: the port is stopped with a line, guests go on, and nothing is left open', async () => {
       const lab = new NetLab();
       const world = WORLDS[kind](lab, 1500);
-      const running = await SwitchProcess.start(['--vdev', world.vdev, '-p', '0x1']);
+      const running = await SwitchProcess.start(['--vdev', world.vdev, '-p', '0x1', '--vlan', 'off']);
       let host = new RawHost(world.far);
       try {
         const guest = await connectGuest({ path: running.socket, mac: GUEST });
@@ -245,7 +245,16 @@ describe('jumbo frames through net_af_packet', { skip, timeout: 120_000 }, () =>
     test(`pass both ways: ${how}`, async () => {
       const lab = new NetLab();
       const world = WORLDS.net_af_packet(lab, 9000);
-      const running = await SwitchProcess.start(['--vdev', world.vdev + extra, '--mergeable', '1', '-p', '0x1']);
+      const running = await SwitchProcess.start([
+        '--vdev',
+        world.vdev + extra,
+        '--mergeable',
+        '1',
+        '-p',
+        '0x1',
+        '--vlan',
+        'off',
+      ]);
       const host = new RawHost(world.far);
       try {
         const guest = await connectGuest({ path: running.socket, mac: GUEST, maxFrame: 9100 });
@@ -278,7 +287,7 @@ describe('an uplink that several lcores use', { skip, timeout: 120_000 }, () => 
       const lab = new NetLab();
       const world = make(lab);
       const lcores = ['--lcores', '0@0,1@0,2@0,3@0'];
-      const running = await SwitchProcess.start([...lcores, '--vdev', world.vdev, '-p', '0x1']);
+      const running = await SwitchProcess.start([...lcores, '--vdev', world.vdev, '-p', '0x1', '--vlan', 'off']);
       const host = new RawHost(world.far);
       try {
         const guests: VirtioUser[] = [];

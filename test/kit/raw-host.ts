@@ -31,15 +31,23 @@ function ensure(result: number, what: string): number {
   return result;
 }
 
+/** IEEE 802 "local experimental" EtherType, behind a tag or not. */
+const isOurs = (frame: Uint8Array) =>
+  [12, 16].some(
+    (at) => frame[at] === 0x88 && frame[at + 1] === 0xb5 && (at === 12 || [0x81, 0x88].includes(frame[12])),
+  );
+
 export class RawHost {
   readonly #fd: number;
+  readonly #wanted: (frame: Uint8Array) => boolean;
   readonly #frame = new Uint8Array(70_000);
   readonly #control = new DataView(new ArrayBuffer(64));
   readonly #iovec = new BigUint64Array([addressOf(this.#frame), BigInt(this.#frame.length)]);
   readonly #message = new DataView(new ArrayBuffer(56));
 
-  /** At the far end of a cable. */
-  constructor({ netns, far }: Pick<Cable, 'netns' | 'far'>) {
+  /** At the far end of a cable. @param wanted the frames that `receive` tells of: by default those of our tests' EtherType */
+  constructor({ netns, far }: Pick<Cable, 'netns' | 'far'>, wanted: (frame: Uint8Array) => boolean = isOurs) {
+    this.#wanted = wanted;
     this.#fd = inNetns(netns, () => {
       const index = findInterface(far)?.index;
       if (index === undefined) throw new Error(`raw host: there is no ${far} in ${netns}`);
@@ -65,7 +73,7 @@ export class RawHost {
     ensure(Number(c.send(this.#fd, frame, frame.length, 0)), 'send');
   }
 
-  /** The next frame of our tests' EtherType, with its tag if it had one; or undefined if none is there. */
+  /** The next frame that is wanted, with its tag if it had one; or undefined if none is there. */
   receive(): Uint8Array | undefined {
     for (;;) {
       this.#message.setBigUint64(40, 64n, true);
@@ -73,8 +81,7 @@ export class RawHost {
       if (n < 0 && errno() === EAGAIN) return undefined;
       if (n < 0 && errno() === ENETDOWN) continue; // told once, when the interface has been down
       const frame = this.#withTag(this.#frame.slice(0, ensure(n, 'recvmsg')));
-      const type = frame[12] === 0x81 || frame[12] === 0x88 ? [frame[16], frame[17]] : [frame[12], frame[13]];
-      if ((type[0] === 0x88 && type[1] === 0xb5) || (frame[12] === 0x88 && frame[13] === 0xb5)) return frame;
+      if (this.#wanted(frame)) return frame;
     }
   }
 

@@ -1,7 +1,10 @@
 /** Whether this machine can run tests of AF_XDP and of programs in the kernel; moves the calling thread into a network of its own. */
 import { closeSync } from 'node:fs';
+import { fanoutProgram, xdpProgram } from '../../src/net/steering-program.ts';
 import { Steering } from '../../src/port/steering.ts';
+import { BpfMap, loadProgram } from '../../src/sys/bpf.ts';
 import { openXdpSocket } from '../../src/sys/xdp-socket.ts';
+import { BPF_MAP_TYPE_XSKMAP, BPF_PROG_TYPE_SOCKET_FILTER, BPF_PROG_TYPE_XDP } from '../../src/uapi/bpf.ts';
 import { ensurePeers } from './packages.ts';
 import { enterOwnNetwork } from './veth.ts';
 
@@ -30,5 +33,16 @@ function attempt(use: () => void): string | undefined {
 }
 
 function tryBpf(): void {
-  new Steering(1, 1).close();
+  const steering = new Steering(1, 1);
+  const sockets = new BpfMap(BPF_MAP_TYPE_XSKMAP, 4, 4, 1, 'probe');
+  try {
+    for (const [type, program] of [
+      [BPF_PROG_TYPE_SOCKET_FILTER, fanoutProgram(steering.maps)],
+      [BPF_PROG_TYPE_XDP, xdpProgram(sockets.fd, 1, steering.maps)],
+    ] as const)
+      closeSync(loadProgram(type, program, 'probe'));
+  } finally {
+    sockets.close();
+    steering.close();
+  }
 }

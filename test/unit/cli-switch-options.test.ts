@@ -2,6 +2,8 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import fc from 'fast-check';
 import { parseCommandLine } from '../../src/cli/command-line.ts';
+import { parseOptions } from '../../src/cli/options.ts';
+import { resolveSwitch, SWITCH, uplinkNotes } from '../../src/cli/switch-options.ts';
 import type { ConfigError } from '../../src/errors.ts';
 
 const app = (...args: string[]) => parseCommandLine(['--', ...args]);
@@ -18,6 +20,8 @@ const DEFAULTS = {
   ports: [],
   enabledPorts: [],
   sockets: ['vhost-net'],
+  vlans: new Map(),
+  rxRetry: { num: 4, delayUs: 15 },
   client: false,
   vm2vm: 1,
   mergeable: false,
@@ -65,13 +69,13 @@ test("command line: the document's parameters take the values the document lists
   assert.deepEqual([line('--vm2vm 0').vm2vm, line('--vm2vm 1').vm2vm], [0, 1]);
   assert.deepEqual([line('--mergeable 0').mergeable, line('--mergeable 1').mergeable], [false, true]);
   assert.deepEqual([line('--stats 0').statsSeconds, line('--stats 9').statsSeconds], [0, 9]);
-  line('--rx-retry 0');
-  line('--rx-retry 1 --rx-retry-num 5');
-  line('--rx-retry 1 --rx-retry-delay 20');
+  assert.equal(line('--rx-retry 0').rxRetry, undefined);
+  assert.deepEqual(line('--rx-retry 1 --rx-retry-num 5').rxRetry, { num: 5, delayUs: 15 });
+  assert.deepEqual(line('--rx-retry 1 --rx-retry-delay 20').rxRetry, { num: 4, delayUs: 20 });
   line('--zero-copy 0');
   line('--vlan-strip 1');
-  assert.throws(() => line('--vm2vm 2'), { code: 'CONFIG_NOT_YET' });
-  assert.throws(() => line('--vlan-strip 0'), { code: 'CONFIG_NOT_YET' });
+  line('--vlan-strip 0');
+  assert.throws(() => line('--vm2vm 2'), { code: 'CONFIG_CONFLICT', message: /needs an uplink; name one with --vdev/ });
   assert.throws(() => line('--zero-copy 1 --rx-desc-num 64'), { code: 'CONFIG_CONFLICT' });
   assert.throws(() => line('--zero-copy 1 --tx-desc-num 64'), { code: 'CONFIG_CONFLICT' });
 });
@@ -262,10 +266,6 @@ test('switch options: range errors come before contradictions, and contradiction
 });
 
 const REFUSALS: Readonly<Record<string, string>> = {
-  '--vm2vm 2':
-    'uplink ports are not in this version yet, and hardware switching needs one; use --vm2vm 1 (software) or --vm2vm 0 (off)',
-  '--vlan-strip 0':
-    'uplink ports are not in this version yet, and only their frames carry the tags; leave --vlan-strip out',
   '--dmas [txd0@00:04.0,rxd0@00:04.2]':
     'copying by DMA devices is not in this version yet; leave --dmas out, the CPU copies',
 };
@@ -284,7 +284,7 @@ test('switch options: zero copy without a contradiction is refused as not there 
 
 test('switch options: only the value that counts is refused', () => {
   assert.equal(app(...words('--vm2vm 2 --vm2vm 0')).vm2vm, 0);
-  app(...words('--tx-csum 0 --tso 0 --vlan-strip 1 --zero-copy 0'));
+  app(...words('--tx-csum 0 --tso 0 --zero-copy 0'));
 });
 
 test('switch options: DMA lists are checked before they are refused', () => {
@@ -304,6 +304,96 @@ test('switch options: options without effect are accepted with a note', () => {
     '--builtin-net-driver: no effect: there is one driver only',
     '--nb-devices 4: no effect; --max-devices sets the number of devices',
   ]);
+});
+
+/** What the options of the switch say, with an uplink: that -p names one is another table's business. */
+const withUplink = (line: string) => {
+  const { given } = parseOptions(Object.values(SWITCH), words(`-p 0x1 ${line}`.trim()));
+  return { ...resolveSwitch(given), notes: uplinkNotes(given) };
+};
+const clashes = (line: string, message: RegExp) =>
+  assert.throws(() => withUplink(line), { code: 'CONFIG_CONFLICT', message });
+
+test('switch options: with an uplink each device has a tag, and guests none of their own, unless told otherwise', () => {
+  assert.equal(app().vlan, undefined);
+  assert.deepEqual(withUplink('').vlan, { plan: 'device', guest: 'drop', strip: true });
+  assert.deepEqual(withUplink('--vlan auto --guest-vlan trust --vlan-strip 0').vlan, {
+    ...{ plan: 'device', guest: 'trust', strip: false },
+  });
+  assert.equal(withUplink('--vlan off').vlan, undefined);
+  assert.deepEqual(withUplink('--vlan off --guest-vlan drop').vlan, { plan: 'none', guest: 'drop', strip: true });
+  assert.deepEqual(app('--guest-vlan', 'drop').vlan, { plan: 'device', guest: 'drop', strip: true });
+  assert.deepEqual(withUplink('--vm2vm 2').vm2vm, 2);
+  for (const line of ['--vlan on', '--guest-vlan keep', '--vlan-strip 2'])
+    assert.throws(() => withUplink(line), { code: 'CONFIG_INVALID_VALUE' });
+});
+
+test('switch options: a socket may put its guests into VLANs', () => {
+  const one = app(
+    '--socket-file',
+    'a,vlan=100',
+    '--socket-file',
+    'b,trunk=30+10-12+11,native=4094',
+    '--socket-file',
+    'c',
+  );
+  assert.deepEqual(one.sockets, ['a', 'b', 'c']);
+  assert.deepEqual(
+    [...one.vlans],
+    [
+      ['a', { access: 100 }],
+      ['b', { trunk: [10, 11, 12, 30], native: 4094 }],
+    ],
+  );
+  assert.deepEqual(one.vlan, { plan: 'device', guest: 'drop', strip: true });
+  assert.deepEqual([...app('--socket-file', 'd,native=2,trunk=1').vlans], [['d', { trunk: [1], native: 2 }]]);
+  assert.deepEqual(app('--socket-file', 'a,b,vlans=1').sockets, ['a,b,vlans=1'], 'a comma in a name');
+  for (const wrong of [
+    'vlan=0',
+    'vlan=4095',
+    'vlan=',
+    'vlan=1,vlan=2',
+    'vlan=1,native=1',
+    'vlan=1,trunk=1',
+    'native=1',
+  ])
+    fails('CONFIG_INVALID_VALUE', /VIDS such as 10-20\+30/, '--socket-file', `a,${wrong}`);
+  for (const wrong of ['', '0', '1-', '3-2', '1-2-3', '1,2', '1+', 'x', '1-4095'])
+    fails('CONFIG_INVALID_VALUE', /1\.\.4094/, '--socket-file', `a,trunk=${wrong},native=1`);
+  fails('CONFIG_INVALID_VALUE', /1 to 107 bytes/, '--socket-file', ',vlan=1');
+  fails('CONFIG_CONFLICT', /the socket a is given twice/, '--socket-file', 'a,vlan=1', '--socket-file', 'a,vlan=2');
+});
+
+test('switch options: VLANs of sockets are not those of devices without', () => {
+  const sockets = '--socket-file a --socket-file b,vlan=1063';
+  clashes(
+    sockets,
+    /^--socket-file: VLAN 1063 of b: 1000 to 1063 are the tags of devices that have none by their socket; choose/,
+  );
+  clashes('--socket-file a --socket-file b,trunk=5,native=1000', /^--socket-file: VLAN 1000 of b/);
+  for (const line of [`${sockets} --max-devices 63`, `${sockets} --vlan off`, '--socket-file b,vlan=1063'])
+    assert.ok(withUplink(line).vlan !== undefined, line);
+  app(...words(sockets));
+});
+
+test('switch options: VLANs that contradict other options', () => {
+  clashes('--socket-file a,trunk=5 --learning first', /^--socket-file: a guest in several VLANs/);
+  assert.equal(withUplink('--socket-file a,vlan=5 --learning first').learning, 'first');
+  clashes('--vlan off --guest-vlan qinq', /^--guest-vlan qinq: there must be a tag to put around; use --vlan auto/);
+  clashes('--vlan off --guest-vlan qinq --socket-file a --socket-file b,vlan=5', /^--guest-vlan qinq/);
+  assert.equal(withUplink('--vlan off --guest-vlan qinq --socket-file b,vlan=5').vlan?.guest, 'qinq');
+});
+
+test('switch options: what does less than it seems to is said', () => {
+  assert.deepEqual(app('--vlan', 'off', '--vlan-strip', '0', '--vlan-strip', '1').notes, [
+    '--vlan off: no effect without an uplink',
+    '--vlan-strip 1: no effect without an uplink',
+  ]);
+  assert.deepEqual(withUplink('--vlan off --vlan-strip 0 --rx-retry 1 --rx-retry-num 60').notes, []);
+  const bound = 'a burst waits 1000 µs at most, since all other guests wait meanwhile';
+  assert.deepEqual(withUplink('--rx-retry-num 67').notes, [`--rx-retry-num 67: ${bound}`]);
+  assert.deepEqual(withUplink('--rx-retry-num 5 --rx-retry-delay 201').notes, [`--rx-retry-num 5: ${bound}`]);
+  assert.deepEqual(withUplink('--rx-retry 0 --rx-retry-delay 2147483647').notes, []);
 });
 
 /** A result field with the option that sets it and the values it may have, written as text by `write`. */

@@ -1,0 +1,28 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { statsTable } from '../../src/cli/stats-table.ts';
+import { counterBlock, PORT_SLOTS, readCounters } from '../../src/stats/counters.ts';
+
+test('statistics: an uplink is shown behind the devices, with what has come in and gone out, and why some was lost', () => {
+  const block = new Float64Array(counterBlock(PORT_SLOTS));
+  Object.entries({ tx_packets: 10, tx_forwarded: 7, tx_drop_vlan: 2, tx_drop_unknown: 1 }).forEach(([name, n]) => {
+    block[PORT_SLOTS[name as 'tx_packets']] = n;
+  });
+  block[PORT_SLOTS.rx_packets] = 5;
+  block[PORT_SLOTS.rx_drop_mtu] = 4;
+  const text = statsTable([], false, [{ name: 'net_af_packet0', counters: readCounters(PORT_SLOTS, block) }]);
+  assert.deepEqual(text.split('\n').slice(1), [
+    'Statistics for uplink net_af_packet0 -----------------',
+    'RX total:               10',
+    'RX dropped:             3',
+    'RX successful:          7',
+    'TX total:               9',
+    'TX dropped:             4',
+    'TX successful:          5',
+    '  tx_drop_vlan:         2',
+    '  tx_drop_unknown:      1',
+    '  rx_drop_mtu:          4',
+    '======================================================',
+    '',
+  ]);
+});
