@@ -62,6 +62,8 @@ class Uplink {
   readonly #tools: UplinkTools;
   readonly #guests: GuestSteering;
   #device: UplinkDevice | undefined;
+  /** of the device as it was opened first: it may be gone when it is asked for */
+  #mtu = 0;
   #lcores: LcoreGroup | undefined;
   #retry: NodeJS.Timeout | undefined;
   #closed = false;
@@ -83,7 +85,7 @@ class Uplink {
 
   /** As opened first; an MTU that changes later counts from the switch's next start. */
   get port(): UplinkConfig {
-    return { port: this.id, mtu: (this.#device as UplinkDevice).opened.mtu };
+    return { port: this.id, mtu: this.#mtu };
   }
 
   get steered(): SteeringCounts | undefined {
@@ -94,6 +96,7 @@ class Uplink {
     const { pool, lcores } = this.#tools;
     const device = await openDevice(this.#vdev, { pool, lcores });
     this.#device = device;
+    this.#mtu ||= device.opened.mtu;
     const { steering } = device.opened;
     if (steering !== undefined) this.#guests.addTable(steering);
     device.opened.onLink((link) => this.#onLink(device, link));
@@ -101,12 +104,13 @@ class Uplink {
 
   async addTo(lcores: LcoreGroup): Promise<void> {
     this.#lcores = lcores;
-    await lcores.addDevice(this.id, this.#device as UplinkDevice);
-    this.#tell();
+    // it may be gone before this has come to its end: a short file is
+    const device = this.#device as UplinkDevice;
+    await lcores.addDevice(this.id, device);
+    this.#tell(device);
   }
 
-  #tell(): void {
-    const { mac, link, notes = [] } = (this.#device as UplinkDevice).opened;
+  #tell({ opened: { mac, link, notes = [] } }: UplinkDevice): void {
     for (const note of notes) this.#tools.log('warn', `uplink ${this.name}: ${note}`);
     const address = mac === undefined ? '' : `, MAC address ${macText(mac)}`;
     this.#tools.log('info', `uplink ${this.name}: port ${this.id}${address}, link ${link.up ? 'up' : 'down'}`);
