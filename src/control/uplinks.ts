@@ -104,12 +104,13 @@ class Uplink {
 
   async addTo(lcores: LcoreGroup): Promise<void> {
     this.#lcores = lcores;
-    await lcores.addDevice(this.id, this.#device as UplinkDevice);
-    this.#tell();
+    // it may be gone before this has come to its end: a short file is
+    const device = this.#device as UplinkDevice;
+    await lcores.addDevice(this.id, device);
+    this.#tell(device);
   }
 
-  #tell(): void {
-    const { mac, link, notes = [] } = (this.#device as UplinkDevice).opened;
+  #tell({ opened: { mac, link, notes = [] } }: UplinkDevice): void {
     for (const note of notes) this.#tools.log('warn', `uplink ${this.name}: ${note}`);
     const address = mac === undefined ? '' : `, MAC address ${macText(mac)}`;
     this.#tools.log('info', `uplink ${this.name}: port ${this.id}${address}, link ${link.up ? 'up' : 'down'}`);

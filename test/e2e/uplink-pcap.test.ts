@@ -18,7 +18,15 @@ const FRAMES = 200;
 for (const lcores of [[], ['--lcores', '0@0,1@0,2@0']])
   test(`what guests send beyond is captured, by ${lcores.length > 0 ? 'several lcores' : 'one lcore'}`, async () => {
     const path = folder.file(`beyond${lcores.length}.pcapng`);
-    const running = await SwitchProcess.start([...lcores, '--vdev', `net_pcap0,tx_pcap=${path}`, '-p', '0x1']);
+    const running = await SwitchProcess.start([
+      ...lcores,
+      '--vdev',
+      `net_pcap0,tx_pcap=${path}`,
+      '-p',
+      '0x1',
+      '--vlan',
+      'off',
+    ]);
     try {
       const guests = await Promise.all([1, 2].map((n) => connectGuest({ path: running.socket, mac: macOf(n) })));
       const sent: string[] = [];
@@ -53,7 +61,14 @@ test('what a file holds comes to the guests, over and over', async () => {
       frames.map((bytes) => ({ bytes, ns: 0n })),
     ),
   );
-  const running = await SwitchProcess.start(['--vdev', `net_pcap0,rx_pcap=${path},infinite_rx=1`, '-p', '0x1']);
+  const running = await SwitchProcess.start([
+    '--vdev',
+    `net_pcap0,rx_pcap=${path},infinite_rx=1`,
+    '-p',
+    '0x1',
+    '--vlan',
+    'off',
+  ]);
   try {
     assert.match(running.output, /uplink net_pcap0: port \d+, MAC address 02:70:63:61:70:00, link up/);
     const guest = await connectGuest({ path: running.socket, mac: GUEST });
@@ -73,7 +88,7 @@ test('what a file holds comes to the guests, over and over', async () => {
 
 test('a file that is at its end is told, and the switch goes on', async () => {
   const path = folder.file('short.pcap', new Numbers(true).pcap(0xa1b23c4d, [{ bytes: frame(GUEST, BEYOND), ns: 0n }]));
-  const running = await SwitchProcess.start(['--vdev', `net_pcap0,rx_pcap=${path}`, '-p', '0x1']);
+  const running = await SwitchProcess.start(['--vdev', `net_pcap0,rx_pcap=${path}`, '-p', '0x1', '--vlan', 'off']);
   try {
     await running.line(/uplink net_pcap0: .*short\.pcap: all frames have been received/);
     const guests = await Promise.all([1, 2].map((n) => connectGuest({ path: running.socket, mac: macOf(n) })));
