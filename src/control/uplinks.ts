@@ -62,6 +62,8 @@ class Uplink {
   readonly #tools: UplinkTools;
   readonly #guests: GuestSteering;
   #device: UplinkDevice | undefined;
+  /** as opened first, also while there is no interface */
+  #mtu = 0;
   #lcores: LcoreGroup | undefined;
   #retry: NodeJS.Timeout | undefined;
   #closed = false;
@@ -83,7 +85,7 @@ class Uplink {
 
   /** As opened first; an MTU that changes later counts from the switch's next start. */
   get port(): UplinkConfig {
-    return { port: this.id, mtu: (this.#device as UplinkDevice).opened.mtu };
+    return { port: this.id, mtu: this.#mtu };
   }
 
   get steered(): SteeringCounts | undefined {
@@ -94,6 +96,7 @@ class Uplink {
     const { pool, lcores } = this.#tools;
     const device = await openDevice(this.#vdev, { pool, lcores });
     this.#device = device;
+    this.#mtu ||= device.opened.mtu;
     const { steering } = device.opened;
     if (steering !== undefined) this.#guests.addTable(steering);
     device.opened.onLink((link) => this.#onLink(device, link));

@@ -5,6 +5,7 @@ import type { WindowHandle, WindowViews } from '../mem/window.ts';
 import { type CaptureFormat, CaptureWriter, NO_ROOM } from '../net/capture-writer.ts';
 import { completeChecksum } from '../net/checksum.ts';
 import { WallClock } from '../sys/clock.ts';
+import { ETHHDR, VLAN_HLEN } from '../uapi/ip.ts';
 import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { HEADER_BYTES } from '../virtio-net/burst.ts';
 import { NEED_CSUM } from '../virtio-net/offload.ts';
@@ -24,6 +25,7 @@ export interface CaptureSinkSpec {
   readonly bytes: number;
 }
 
+const ADDRESSES = ETHHDR.off.h_proto;
 const { csum_start, csum_offset } = VIRTIO_NET_HDR_MRG_RXBUF.off;
 
 export class CaptureSink {
@@ -64,7 +66,8 @@ export class CaptureSink {
   /** Adds packet `i` of the burst, whose length is fair. The burst must stay until `settle`. @returns false if the file takes no more */
   add(i: number): boolean {
     const { burst } = this.#tools;
-    const len = burst.len[i];
+    const tag = burst.tagged ? burst.tag[i] : 0;
+    const len = burst.len[i] + (tag === 0 ? 0 : VLAN_HLEN);
     let at = this.#writer.failed === 0 ? this.#writer.begin(len) : NO_ROOM;
     if (at === NO_ROOM) {
       this.#copy.flush();
@@ -72,9 +75,19 @@ export class CaptureSink {
       at = this.#writer.begin(len);
       if (at === NO_ROOM) return false;
     }
-    this.#copy.add(i, at);
-    if (burst.needs[i] === NEED_CSUM) this.#complete(i, at);
+    const frameAt = at + len - burst.len[i];
+    this.#copy.add(i, frameAt);
+    if (burst.needs[i] === NEED_CSUM) this.#complete(i, frameAt);
+    if (tag !== 0) this.#insertTag(at, tag);
     return true;
+  }
+
+  /** The frame is VLAN_HLEN bytes behind `at`: its addresses move there, and the tag that came beside it behind them. */
+  #insertTag(at: number, tag: number): void {
+    this.#copy.flush();
+    const { u8, dv } = this.#views;
+    u8.copyWithin(at, at + VLAN_HLEN, at + VLAN_HLEN + ADDRESSES);
+    dv.setInt32(at + ADDRESSES, tag);
   }
 
   /** Does what the packet's receiver would: a checksum that is left undone looks like a wrong one in the file. */

@@ -46,7 +46,7 @@ export class Forwarding {
     burst.limit = settings.burst;
     this.#streams = streams.map((plan) => {
       const alone = streams.every((other) => other === plan || other.rxPort !== plan.rxPort);
-      return new Stream(plan, ports, burst, retry, alone);
+      return new Stream(plan, ports, workshop, retry, alone);
     });
     this.#modes = this.#streams.map(
       (stream) => trafficMode(stream, workshop, settings) ?? MODES[settings.mode](stream, workshop, settings),

@@ -4,6 +4,7 @@
 import type { DevicePort } from '../port/device-port.ts';
 import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
 import type { VerifierMemory } from './traffic/flow-verifier.ts';
+import type { Workshop } from './workshop.ts';
 
 /** Places of a stream's counters. */
 export const STREAM_SLOTS = {
@@ -60,6 +61,7 @@ export class Stream {
   readonly tx: DevicePort;
   readonly burst: Burst;
   readonly counters: Float64Array;
+  readonly #workshop: Workshop;
   #rxQueue: number;
   /** queues that are received from by turns; 0 for the plan's alone */
   readonly #turns: number;
@@ -67,11 +69,18 @@ export class Stream {
   readonly #retry: Retry | undefined;
 
   /** @param alone no other stream receives from the port: all its queues on this thread are this one's */
-  constructor(plan: StreamPlan, ports: readonly DevicePort[], burst: Burst, retry: Retry | undefined, alone = false) {
+  constructor(
+    plan: StreamPlan,
+    ports: readonly DevicePort[],
+    workshop: Workshop,
+    retry: Retry | undefined,
+    alone = false,
+  ) {
     this.plan = plan;
     this.rx = ports[plan.rxPort];
     this.tx = ports[plan.txPort];
-    this.burst = burst;
+    this.#workshop = workshop;
+    this.burst = workshop.burst;
     this.counters = new Float64Array(plan.counters);
     this.#rxQueue = plan.rxQueue;
     this.#turns = alone && this.rx.queues > 1 ? this.rx.queues : 0;
@@ -83,7 +92,9 @@ export class Stream {
   receive(): number {
     if (this.#turns > 0) this.#rxQueue = (this.#rxQueue + 1) % this.#turns;
     const n = this.rx.receive(this.#rxQueue);
-    if (n > 0) this.counters[STREAM_SLOTS.rx_packets] += n;
+    if (n === 0) return 0;
+    this.counters[STREAM_SLOTS.rx_packets] += n;
+    this.#workshop.restoreTags();
     return n;
   }
 

@@ -4,16 +4,22 @@
  */
 import { CopyStage } from '../mem/copy-stage.ts';
 import { WINDOW_USABLE_BYTES, type WindowViews } from '../mem/window.ts';
-import type { Burst } from '../virtio-net/burst.ts';
+import { ETHHDR } from '../uapi/ip.ts';
+import { BURST_SIZE, type Burst, FRONT_BYTES } from '../virtio-net/burst.ts';
+import { FrontStage } from '../virtio-net/front-stage.ts';
 
 const FRAMES_OFF = 2 ** 20;
 /** Room for a frame that comes in pieces; more than a port's longest. */
 const FLAT_BYTES = 2 ** 18;
 const FLAT_OFF = 2 ** 24;
+/** Behind the room for a burst of those: the fronts of frames whose tags are put back, some bytes each. */
+const FRONTS_OFF = FLAT_OFF + BURST_SIZE * FLAT_BYTES;
 /** Behind that lies what takes much room. */
 const MUCH_OFF = 2 ** 25;
 /** The headers that any mode reads lie within this. */
 export const HEADER_ROOM = 256;
+
+const NO_CUTS = new Int32Array(BURST_SIZE);
 
 export class Workshop {
   /** by id */
@@ -22,6 +28,7 @@ export class Workshop {
   readonly own: WindowViews;
   readonly burst: Burst;
   readonly #copyStage = new CopyStage();
+  readonly #fronts: FrontStage;
   #frames = FRAMES_OFF;
   #much = MUCH_OFF;
 
@@ -29,6 +36,7 @@ export class Workshop {
     this.windows = windows;
     this.own = own;
     this.burst = burst;
+    this.#fronts = new FrontStage(own, FRONTS_OFF);
   }
 
   /** All memory that `alloc` has given is free again. */
@@ -68,14 +76,24 @@ export class Workshop {
 
   /** Empties the burst, to be filled by `put`. */
   clear(): void {
+    this.burst.clear();
+    this.burst.first[0] = 0;
+  }
+
+  /** Puts the tags that a port's kernel has taken off the frames of the burst back into them. */
+  restoreTags(): void {
     const { burst } = this;
-    burst.count = 0;
-    burst.segments.count = 0;
-    burst.first[0] = 0;
-    burst.uniform = false;
-    if (!burst.offloads) return;
-    burst.needs.fill(0);
-    burst.offloads = false;
+    if (!burst.tagged) return;
+    burst.tagged = false;
+    const { count, len, tag, frontBytes } = burst;
+    this.#fronts.open(burst, NO_CUTS);
+    for (let i = 0; i < count; i++) {
+      if (len[i] < ETHHDR.size) continue;
+      const at = FRONT_BYTES * i + ETHHDR.off.h_proto;
+      this.#fronts.dress(burst, i, tag[i], (frontBytes[at] << 8) | frontBytes[at + 1]);
+      if (tag[i] === 0) continue;
+      for (let k = 0; k < 4; k++) frontBytes[at + k] = tag[i] >>> (24 - 8 * k);
+    }
   }
 
   /**

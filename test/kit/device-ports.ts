@@ -56,9 +56,8 @@ export class TestThread {
   fill(frames: readonly Uint8Array[], piece = Number.POSITIVE_INFINITY): void {
     const { burst } = this;
     const { u8, id } = this.windows[this.#handle.id];
-    burst.segments.count = 0;
+    burst.clear();
     burst.needs.fill(0);
-    burst.offloads = false;
     let off = FRAMES_OFF;
     for (const [i, frame] of frames.entries()) {
       burst.first[i] = burst.segments.count;

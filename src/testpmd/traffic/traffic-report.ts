@@ -26,7 +26,7 @@ export function shortTime(ns: number): string {
 }
 
 function percent(part: number, whole: number): string {
-  return whole === 0 ? '' : ` (${((100 * part) / whole).toPrecision(3)} %)`;
+  return part === 0 ? '' : ` (${((100 * part) / whole).toPrecision(3)} %)`;
 }
 
 /** Lines about all flows, then those with faults, then latency. @param sent packets that were sent, where that is known */
