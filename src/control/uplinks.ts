@@ -62,7 +62,7 @@ class Uplink {
   readonly #tools: UplinkTools;
   readonly #guests: GuestSteering;
   #device: UplinkDevice | undefined;
-  /** of the device as it was opened first: it may be gone when it is asked for */
+  /** as opened first, also while there is no interface */
   #mtu = 0;
   #lcores: LcoreGroup | undefined;
   #retry: NodeJS.Timeout | undefined;

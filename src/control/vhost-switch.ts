@@ -109,6 +109,8 @@ export class VhostSwitch {
   readonly #comings: LimitedLog;
   #lcores: LcoreGroup | undefined;
   #uplinks: Uplinks | undefined;
+  /** what guests are told; undefined: the default */
+  #mtu: number | undefined;
 
   private constructor(options: VhostSwitchOptions) {
     this.#options = options;
@@ -146,6 +148,7 @@ export class VhostSwitch {
     };
     const pool = this.#pool;
     this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, { pool, lcores: lcores.length, log });
+    this.#mtu = guestMtu(this.#uplinks.ports);
     const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
     this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
     await this.#uplinks.addTo(this.#lcores);
@@ -202,7 +205,7 @@ export class VhostSwitch {
       ringReset,
       configSpace,
       pairs: queues,
-      mtu: guestMtu(this.#uplinks?.ports ?? []),
+      mtu: this.#mtu,
       createPostcopy,
       knownMacs,
       onMacs,

@@ -321,12 +321,13 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
   /** Room in the window for `bytes`, in whole pages. */
   #allocate(bytes: number): number {
     const off = this.#nextOff;
-    this.#nextOff = off + alignUp(bytes, PAGE);
-    if (this.#nextOff > WINDOW_USABLE_BYTES) {
+    const next = off + alignUp(bytes, PAGE);
+    if (next > WINDOW_USABLE_BYTES) {
       const { queue_count, steer_queues } = this.#values;
       const problem = `${queue_count} queues with ${steer_queues} sockets take more than 2 GiB; use fewer`;
       throw new SwitchError('UPLINK_TOO_LARGE', `${this.name}: ${problem}`);
     }
+    this.#nextOff = next;
     return off;
   }
 
@@ -378,6 +379,8 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
           `${name}: using ${text} takes the rights CAP_NET_ADMIN, CAP_NET_RAW and CAP_BPF: run as root, or with ` +
             `AmbientCapabilities=CAP_NET_ADMIN CAP_NET_RAW CAP_BPF in the systemd unit (${error.message})`,
         );
+      case 'ENODEV':
+        return new SwitchError('UPLINK_NO_INTERFACE', `${name}: ${text} was removed meanwhile (${error.message})`);
       case 'ENOBUFS':
         return new SwitchError(
           'UPLINK_NO_RIGHTS',

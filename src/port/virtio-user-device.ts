@@ -4,16 +4,15 @@
  */
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { ConfigError, SwitchError, SysError } from '../errors.ts';
+import { SwitchError, SysError } from '../errors.ts';
 import type { WindowPool } from '../mem/window.ts';
-import { createEventfds, drainNow, eventfdFull, signal } from '../sys/eventfd.ts';
+import { drainNow, eventfdFull, signal } from '../sys/eventfd.ts';
 import { acceptUnix, ReadWatch } from '../sys/unix-socket.ts';
 import { ETHHDR } from '../uapi/ip.ts';
 import {
   featureMask,
   hasFeature,
   VHOST_USER_F_PROTOCOL_FEATURES,
-  VIRTIO_F_IN_ORDER,
   VIRTIO_F_RING_PACKED,
   VIRTIO_F_VERSION_1,
   VIRTIO_RING_F_EVENT_IDX,
@@ -34,24 +33,19 @@ import { FrontEnd } from '../vhost-user/front-end.ts';
 import { openSocketFile, removeSocketFile, type SocketFile } from '../vhost-user/socket-file.ts';
 import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
 import { acceptsOf, maySendOf } from '../virtio-net/offload.ts';
-import { MAX_GSO_BYTES } from '../virtio-net/offload-stage.ts';
-import { LINE } from '../virtqueue/driver-ring.ts';
+import { type LaidPair, layOutCard } from './card-layout.ts';
 import type { LinkState, OpenedDevice } from './device-port.ts';
-import { GuestRam } from './guest-ram.ts';
-import { ringLayout } from './net-pair.ts';
+import type { GuestRam } from './guest-ram.ts';
 import {
-  makeUserRing,
   PAIR_FAULT,
   PAIR_FAULT_RING,
   PAIR_KICKING,
   PAIR_TURNS,
   PAIR_USED,
   PAIR_WANTED,
-  pairControl,
-  type UserPairPlan,
   type VirtioUserSpec,
 } from './user-pair.ts';
-import { USER_FAULTS, type UserRing, type UserRingPlan, userRingState } from './user-ring.ts';
+import { USER_FAULTS } from './user-ring.ts';
 import type { VirtioUserArgs } from './virtio-user-args.ts';
 import { type Agreed, negotiate, startVring, wantedBy } from './virtio-user-options.ts';
 
@@ -61,31 +55,18 @@ const SEGMENTATION = [
   ...[VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_ECN],
   ...[VIRTIO_NET_F_GUEST_TSO4, VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_ECN],
 ];
-const GUEST_ADDR = 0x4000_0000;
-const MEMORY_UNIT = 2 ** 21;
-const RX_BUFFER_BYTES = 2048;
-const TAG_BYTES = 4;
 /** Between two attempts to connect, ms. */
 const RETRY_MS = 100;
 /** How often the threads are looked at, ms. */
 const WATCH_MS = 50;
 const GONE = 'the back end has gone';
 
-const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
-/** An odd number of cache lines: buffers begin in all sets of a cache, and not in a few. */
-const strideOf = (room: number) => (Math.ceil(room / LINE) | 1) * LINE;
-
 /** Why a connection was closed is just that: the other side is not there. */
 const isGone = (error: Error | undefined): error is SysError | undefined =>
   error === undefined || error instanceof SysError;
 
-/** A pair as the main thread has it. Ring 0 receives, ring 1 transmits. */
-interface DevicePair {
-  readonly plan: UserPairPlan;
-  readonly control: Int32Array;
-  readonly rings: readonly [UserRing, UserRing];
-  readonly txCallFd: number;
-  /** of the last look: the eventfd being kicked, and the turns made */
+/** A pair, and what the last look at its thread has shown: the eventfd being kicked, and the turns made. */
+interface DevicePair extends LaidPair {
   kicking: number;
   turns: number;
 }
@@ -254,54 +235,11 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     this.#setLink({ up: true, speed: this.#args.speed });
   }
 
-  /** Lays out memory and rings. */
   #make({ features }: Agreed): void {
-    const { queueSize: size, queues } = this.#args;
-    const headerLen = netHeaderSize(features);
-    const mergeable = hasFeature(features, VIRTIO_NET_F_MRG_RXBUF);
-    const packed = hasFeature(features, VIRTIO_F_RING_PACKED);
-    const large = hasFeature(features, VIRTIO_NET_F_HOST_TSO4) || hasFeature(features, VIRTIO_NET_F_HOST_TSO6);
-    const txRoom = headerLen + (large ? MAX_GSO_BYTES : MAX_FRAME_BYTES + TAG_BYTES);
-    const rooms = [mergeable ? RX_BUFFER_BYTES : txRoom, txRoom];
-    const layout = ringLayout(packed, size);
-    const ringBytes = alignUp(layout.bytes, 4096) + 4096;
-    const buffers = rooms.reduce((sum, room) => sum + size * strideOf(room) + LINE, 0);
-    const bytes = alignUp(queues * (2 * ringBytes + buffers), MEMORY_UNIT);
-    try {
-      this.#ram = new GuestRam([{ guestAddr: GUEST_ADDR, size: bytes }], this.#options.pool);
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error;
-      const problem = `${queues} queues of ${size} descriptors need ${bytes / 2 ** 20} MiB: at most 2047 are possible`;
-      throw new ConfigError('CONFIG_INVALID_VALUE', '--vdev', problem, { value: this.name });
-    }
-    const ram = this.#ram;
-    const ring = (room: number, receives: boolean): UserRingPlan => {
-      const { off } = ram.alloc(layout.bytes, 4096);
-      const buffer = ram.alloc(size * strideOf(room));
-      return {
-        format: packed ? 'packed' : 'split',
-        place: { descOff: off + layout.descOff, availOff: off + layout.availOff, usedOff: off + layout.usedOff },
-        size,
-        eventIdx: hasFeature(features, VIRTIO_RING_F_EVENT_IDX),
-        inOrder: hasFeature(features, VIRTIO_F_IN_ORDER),
-        receives,
-        buffersOff: buffer.off,
-        stride: strideOf(room),
-        room,
-        addressDelta: buffer.addr - buffer.off,
-        state: userRingState(size),
-      };
-    };
-    const pairs: DevicePair[] = [];
-    this.#pairs = pairs;
-    for (let n = 0; n < queues; n++) {
-      const [rx, tx] = [ring(rooms[0], true), ring(rooms[1], false)];
-      const rings = [makeUserRing(rx, ram.views), makeUserRing(tx, ram.views)] as const;
-      const control = pairControl();
-      const [rxKickFd, rxCallFd, txKickFd, txCallFd] = createEventfds(4);
-      const plan = { control: control.buffer as SharedArrayBuffer, rx, tx, rxKickFd, rxCallFd, txKickFd };
-      pairs.push({ plan, control, rings, txCallFd, kicking: -1, turns: 0 });
-    }
+    const { queueSize, queues } = this.#args;
+    const { ram, pairs } = layOutCard({ name: this.name, features, queueSize, queues }, this.#options.pool);
+    this.#ram = ram;
+    this.#pairs = pairs.map((pair) => ({ ...pair, kicking: -1, turns: 0 }));
   }
 
   /** Shares the memory and starts every ring, where it stands if it can go on there with a new back end. */

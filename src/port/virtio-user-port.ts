@@ -7,114 +7,19 @@
 import { CopyStage } from '../mem/copy-stage.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
-import { Caller } from '../sys/eventfd.ts';
 import { ETHHDR } from '../uapi/ip.ts';
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
 import { BAD_OFFLOAD, type Burst, FRONT_WORDS, HEADER_BYTES } from '../virtio-net/burst.ts';
 import { NEEDS_MALFORMED, needsOf } from '../virtio-net/offload.ts';
 import type { DevicePort, DeviceTools } from './device-port.ts';
-import {
-  makeUserRing,
-  PAIR_ABSENT,
-  PAIR_FAULT,
-  PAIR_FAULT_RING,
-  PAIR_KICKING,
-  PAIR_TURNS,
-  PAIR_USED,
-  PAIR_WANTED,
-  type UserPairPlan,
-  type VirtioUserSpec,
-} from './user-pair.ts';
+import { HeldPair } from './held-pair.ts';
+import type { VirtioUserSpec } from './user-pair.ts';
 import { FAULT_INCOMPLETE, FAULT_NO_HEADER, FAULT_NUM_BUFFERS, type UserRing } from './user-ring.ts';
 
 const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 /** Buffers that a frame may come in: 128 KiB. */
 const MAX_BUFFERS = 64;
 const FRONT_BYTES = 4 * FRONT_WORDS;
-
-/** A pair while this thread has it. */
-class UserPair {
-  readonly plan: UserPairPlan;
-  readonly control: Int32Array;
-  readonly rx: UserRing;
-  readonly tx: UserRing;
-  readonly #caller: Caller;
-  /** the last wish that was looked at, and whether the rings are in use for it */
-  #seen = 0;
-  active = false;
-  /** receive buffers that the burst at hand is in */
-  consumed = 0;
-  /** the back end has been asked for calls */
-  calls = false;
-
-  constructor(plan: UserPairPlan, views: WindowViews) {
-    this.plan = plan;
-    this.control = new Int32Array(plan.control);
-    this.rx = makeUserRing(plan.rx, views);
-    this.tx = makeUserRing(plan.tx, views);
-    this.#caller = new Caller(this.control, PAIR_KICKING);
-    Atomics.store(this.control, PAIR_USED, 0);
-  }
-
-  /** True if the rings may be used now; to be asked before a burst. */
-  held(): boolean {
-    return Atomics.load(this.control, PAIR_WANTED) === this.#seen ? this.active : this.#turn();
-  }
-
-  /** The main thread wants something else. */
-  #turn(): boolean {
-    const { control } = this;
-    this.letGo();
-    const wanted = Atomics.load(control, PAIR_WANTED);
-    this.#seen = wanted;
-    if (wanted === 0) return false;
-    Atomics.store(control, PAIR_USED, wanted);
-    // Looked at again once it is told: either we see that the wish has changed, or the main thread sees that the rings are in use.
-    if (Atomics.load(control, PAIR_WANTED) !== wanted) {
-      Atomics.store(control, PAIR_USED, 0);
-      this.#seen = 0;
-      return false;
-    }
-    this.rx.load();
-    this.tx.load();
-    this.consumed = 0;
-    this.active = true;
-    this.quiet();
-    return true;
-  }
-
-  /** Leaves the rings as they are. */
-  letGo(): void {
-    if (!this.active) return;
-    this.active = false;
-    this.rx.save();
-    this.tx.save();
-    Atomics.store(this.control, PAIR_USED, 0);
-  }
-
-  /** The back end broke a rule: the main thread is told, and the rings are not used until it has another connection. */
-  fail(ring: UserRing): void {
-    this.control[PAIR_FAULT_RING] = ring === this.rx ? 0 : 1;
-    Atomics.store(this.control, PAIR_FAULT, ring.fault);
-    this.letGo();
-  }
-
-  quiet(): void {
-    this.calls = false;
-    this.rx.disableCalls();
-    this.tx.disableCalls();
-  }
-
-  kick(fd: number): void {
-    this.#caller.call(fd);
-    this.control[PAIR_TURNS]++;
-  }
-
-  close(): void {
-    this.letGo();
-    Atomics.store(this.control, PAIR_USED, PAIR_ABSENT);
-  }
-}
 
 /** Zeros, up to num_buffers, which is never anything else in what is sent. */
 function clearHeader(dv: DataView, off: number): void {
@@ -133,7 +38,7 @@ export class VirtioUserPort implements DevicePort {
   readonly #burst: Burst;
   readonly #windows: readonly WindowViews[];
   readonly #copyStage = new CopyStage();
-  readonly #pairs: readonly UserPair[];
+  readonly #pairs: readonly HeldPair[];
   readonly #window: number;
   readonly #dv: DataView;
   readonly #headerLen: number;
@@ -158,7 +63,7 @@ export class VirtioUserPort implements DevicePort {
     this.#mergeable = spec.mergeable;
     this.#accepts = spec.accepts;
     this.#maySend = spec.maySend;
-    this.#pairs = spec.pairs.map((plan) => new UserPair(plan, window));
+    this.#pairs = spec.pairs.map((plan) => new HeldPair(plan, window));
     this.queues = spec.pairs.length;
     this.eventFds = spec.pairs.map(({ rxCallFd }) => rxCallFd);
   }
@@ -198,7 +103,7 @@ export class VirtioUserPort implements DevicePort {
   }
 
   /** Lists what lies in the first `have` buffers of our own, a frame in each, as the burst. Sets the ring's fault. @returns frames */
-  #list(pair: UserPair, have: number): number {
+  #list(pair: HeldPair, have: number): number {
     const { rx } = pair;
     const { first, len: lens, front, segments } = this.#burst;
     const { window: segWindow, off: segOff, len: segLen } = segments;
@@ -236,7 +141,7 @@ export class VirtioUserPort implements DevicePort {
   }
 
   /** The same for frames of any kind, from buffer and packet `n` on. */
-  #listAny(pair: UserPair, have: number, n: number): number {
+  #listAny(pair: HeldPair, have: number, n: number): number {
     const burst = this.#burst;
     const { rx } = pair;
     const headerLen = this.#headerLen;
@@ -350,7 +255,7 @@ export class VirtioUserPort implements DevicePort {
   }
 
   /** @returns packets that have found no buffer */
-  #send(pair: UserPair, list: Int32Array, from: number, to: number): number {
+  #send(pair: HeldPair, list: Int32Array, from: number, to: number): number {
     const { counters } = this;
     const { tx } = pair;
     this.#bytes = 0;

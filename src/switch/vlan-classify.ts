@@ -124,7 +124,7 @@ export class VlanClassifier implements Classify {
       i++;
       if (malformed < 0 && !isTagType(typeOf(burst, from))) i = this.#spread(burst, from, beside);
       if (target <= TARGET_DROP) counters[TARGET_DROP - target] += i - from;
-      else if (burst.uniform && !outside && !marks.cuts && from === 0 && i === count && this.#isUntaggedGuest(target))
+      else if (burst.uniform && !marks.cuts && from === 0 && i === count && this.#isUntaggedGuest(target))
         burst.only = target;
     }
   }

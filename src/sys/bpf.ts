@@ -51,8 +51,8 @@ class Attr<F extends string> {
   readonly bytes: Uint8Array;
   readonly #view: DataView;
   readonly #off: Layout<F>['off'];
-  /** keeps what is pointed to where it is */
-  readonly #kept: Uint8Array[] = [];
+  /** what is pointed to */
+  readonly kept: Uint8Array[] = [];
 
   constructor({ size, off }: Layout<F>) {
     this.bytes = new Uint8Array(size);
@@ -66,7 +66,7 @@ class Attr<F extends string> {
   }
 
   pointer(field: F, to: Uint8Array): this {
-    this.#kept.push(to);
+    this.kept.push(to);
     this.#view.setBigUint64(this.#off[field], addressOf(to), true);
     return this;
   }
@@ -78,8 +78,15 @@ class Attr<F extends string> {
   }
 }
 
-const bpf = (command: number, attr: { readonly bytes: Uint8Array }) =>
-  Number(c.syscall(SYS_BPF, command, attr.bytes, attr.bytes.length));
+/** What the call at hand points to: nobody else may know it any more. */
+let pointedTo: readonly Uint8Array[] = [];
+
+function bpf(command: number, { bytes, kept }: { readonly bytes: Uint8Array; readonly kept: readonly Uint8Array[] }) {
+  pointedTo = kept;
+  const status = Number(c.syscall(SYS_BPF, command, bytes, bytes.length));
+  if (pointedTo.length > 0) pointedTo = [];
+  return status;
+}
 
 /** How many CPUs the kernel may ever have: a map by CPU has a value for each. */
 function possibleCpus(): number {

@@ -9,7 +9,9 @@ import type { TestPort } from './port-kinds.ts';
 const DEFAULT_DESCRIPTORS = 256;
 const SLOTS = Object.keys(PORT_SLOTS).length;
 /** What could not be sent at all. */
-const TX_ERRORS: readonly PortCounter[] = ['rx_drop_too_big', 'rx_drop_bad_offload'];
+const TX_ERRORS: readonly PortCounter[] = [
+  ...(['rx_drop_too_big', 'rx_drop_bad_offload', 'rx_drop_mtu', 'rx_drop_refused'] as const),
+];
 /** What found no room: it is offered again, or the stream counts it. */
 const TX_FULL: readonly PortCounter[] = ['rx_drop_no_buffer', 'rx_drop_not_ready', 'rx_drop_fault'];
 
@@ -71,7 +73,7 @@ export class EnginePort {
     return {
       rxPackets: count('tx_packets'),
       rxBytes: count('tx_bytes'),
-      rxMissed: 0,
+      rxMissed: count('tx_missed'),
       rxErrors: 0,
       rxNoMbuf: 0,
       txPackets: count('rx_packets'),

@@ -4,7 +4,10 @@
  */
 import type { Engine, PortStats, StreamStats } from './engine.ts';
 
-/** One port's share. What was sent first, before forwarding, is in it. */
+/**
+ * One port's share, of what was sent first, too; not what was received only to be thrown away, before forwarding. Packets are counted by
+ * the streams, what was lost before them by the port.
+ */
 export interface PortForwarded {
   readonly port: number;
   readonly rxPackets: number;
@@ -98,11 +101,11 @@ export class ForwardStats {
     const sent = streams.filter((stream) => stream.txPort === port);
     return {
       port,
-      rxPackets: after.rxPackets - before.rxPackets,
+      rxPackets: sum(received, (stream) => stream.rxPackets),
       rxDropped: after.rxMissed - before.rxMissed,
       rxErrors: after.rxErrors - before.rxErrors,
       rxNoMbuf: after.rxNoMbuf - before.rxNoMbuf,
-      txPackets: after.txPackets - before.txPackets,
+      txPackets: sum(sent, (stream) => stream.txPackets),
       txDropped: sum(sent, (stream) => stream.txDropped),
       txRetries: sum(sent, (stream) => stream.txRetries),
       badIpChecksum: sum(received, (stream) => stream.badIpChecksum),

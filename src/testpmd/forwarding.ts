@@ -11,6 +11,8 @@ import type { Workshop } from './workshop.ts';
 
 /** Turns with something to do after which ports may send what they hold back: about 100 µs. */
 const TURNS_PER_DRAIN = 64;
+/** How often ports take over what is counted elsewhere. */
+const TICK_MS = 1000;
 /** Bursts of a queue that are thrown away at the start; what comes faster than that is forwarded. */
 const MAX_FLUSHED = 2048;
 
@@ -32,6 +34,7 @@ export class Forwarding {
   readonly #allWake: boolean;
   readonly #generates: boolean;
   #turns = 0;
+  #tickedAt = 0;
 
   /** The ports are its own from now on. They share the workshop's burst. */
   constructor(given: readonly DevicePort[], workshop: Workshop, { streams, settings, retry }: ForwardingOptions) {
@@ -41,7 +44,10 @@ export class Forwarding {
     this.#given = given;
     this.#ports = ports;
     burst.limit = settings.burst;
-    this.#streams = streams.map((plan) => new Stream(plan, ports, workshop, retry));
+    this.#streams = streams.map((plan) => {
+      const alone = streams.every((other) => other === plan || other.rxPort !== plan.rxPort);
+      return new Stream(plan, ports, workshop, retry, alone);
+    });
     this.#modes = this.#streams.map(
       (stream) => trafficMode(stream, workshop, settings) ?? MODES[settings.mode](stream, workshop, settings),
     );
@@ -57,10 +63,7 @@ export class Forwarding {
 
   /** Throws away what has arrived so far: it is not this run's. */
   flush(): void {
-    for (const { plan } of this.#streams) {
-      const rx = this.#given[plan.rxPort];
-      for (let n = 0; n < MAX_FLUSHED && rx.receive(plan.rxQueue) > 0; n++) rx.complete(plan.rxQueue);
-    }
+    for (const stream of this.#streams) stream.flush(this.#given[stream.plan.rxPort], MAX_FLUSHED);
   }
 
   /** Sends `bursts` bursts on every stream, as txonly does. */
@@ -82,6 +85,14 @@ export class Forwarding {
   #drain(): void {
     const ports = this.#ports;
     for (let i = 0; i < ports.length; i++) ports[i].drain();
+    const now = performance.now();
+    if (now - this.#tickedAt < TICK_MS) return;
+    this.#tickedAt = now;
+    this.#tick();
+  }
+
+  #tick(): void {
+    for (const port of this.#given) port.tick?.();
   }
 
   /** Before the thread sleeps. @returns ms that it may sleep: 0 if there is something to do, −1 until an eventfd wakes it */
@@ -99,6 +110,7 @@ export class Forwarding {
 
   /** Closes the ports. */
   close(): void {
+    this.#tick();
     for (const port of this.#ports) {
       port.drain();
       port.close();

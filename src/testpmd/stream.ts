@@ -62,11 +62,20 @@ export class Stream {
   readonly burst: Burst;
   readonly counters: Float64Array;
   readonly #workshop: Workshop;
-  readonly #rxQueue: number;
+  #rxQueue: number;
+  /** queues that are received from by turns; 0 for the plan's alone */
+  readonly #turns: number;
   readonly #txQueue: number;
   readonly #retry: Retry | undefined;
 
-  constructor(plan: StreamPlan, ports: readonly DevicePort[], workshop: Workshop, retry: Retry | undefined) {
+  /** @param alone no other stream receives from the port: all its queues on this thread are this one's */
+  constructor(
+    plan: StreamPlan,
+    ports: readonly DevicePort[],
+    workshop: Workshop,
+    retry: Retry | undefined,
+    alone = false,
+  ) {
     this.plan = plan;
     this.rx = ports[plan.rxPort];
     this.tx = ports[plan.txPort];
@@ -74,12 +83,14 @@ export class Stream {
     this.burst = workshop.burst;
     this.counters = new Float64Array(plan.counters);
     this.#rxQueue = plan.rxQueue;
+    this.#turns = alone && this.rx.queues > 1 ? this.rx.queues : 0;
     this.#txQueue = plan.txQueue;
     this.#retry = retry;
   }
 
   /** The burst becomes what has arrived. @returns packets; if there are any, `complete` must follow */
   receive(): number {
+    if (this.#turns > 0) this.#rxQueue = (this.#rxQueue + 1) % this.#turns;
     const n = this.rx.receive(this.#rxQueue);
     if (n === 0) return 0;
     this.counters[STREAM_SLOTS.rx_packets] += n;
@@ -89,6 +100,14 @@ export class Stream {
 
   complete(): void {
     this.rx.complete(this.#rxQueue);
+  }
+
+  /** Throws away what waits in each of its queues of `rx`, its port, `bursts` bursts at most. */
+  flush(rx: DevicePort, bursts: number): void {
+    const first = this.#turns > 0 ? 0 : this.#rxQueue;
+    const end = this.#turns > 0 ? this.#turns : first + 1;
+    for (let queue = first; queue < end; queue++)
+      for (let n = 0; n < bursts && rx.receive(queue) > 0; n++) rx.complete(queue);
   }
 
   /** Sends the whole burst. @returns packets sent, from the first on */

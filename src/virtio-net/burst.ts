@@ -122,7 +122,10 @@ export class Burst {
   readonly tally: Int32Array;
   /** how far packets taken the plain way are alike */
   readonly spread: Int32Array;
-  /** all packets go between the same two addresses with the same type, none asks anything of its receiver, and their lengths are fair */
+  /**
+   * all packets go between the same two addresses with the same type, none asks anything of its
+   * receiver or has a tag beside it, each lies in one piece, and their lengths are fair
+   */
   uniform = false;
 
   /** Empties the burst, for a port that is about to fill it by its own means. */

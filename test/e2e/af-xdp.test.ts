@@ -348,9 +348,14 @@ describe('net_af_xdp', { skip }, () => {
   });
 
   test('what cannot be opened is told in words, and nothing stays open', async () => {
-    const refused = async (keys: string, code: string, message: RegExp) => {
+    const refused = async (
+      keys: string,
+      code: string,
+      message: RegExp,
+      sizes?: { receive: number; transmit: number },
+    ) => {
       const before = [openFds(), pool.lent];
-      await assert.rejects(openAfXdp(xdpVdev(keys), { pool, lcores: 1 }), (error: Error & { code?: string }) => {
+      await assert.rejects(openAfXdp(xdpVdev(keys), { pool, lcores: 1 }, sizes), (error: Error & { code?: string }) => {
         assert.equal(error.code, code, error.message);
         assert.match(error.message, message);
         return true;
@@ -363,6 +368,8 @@ describe('net_af_xdp', { skip }, () => {
     await refused(`iface=${A},mode=zc`, 'UPLINK_NOT_SUPPORTED', /has no zero copy; use mode=auto/);
     await refused('iface=lo,mode=native', 'UPLINK_NOT_ETHERNET', /carries no Ethernet frames/);
     await refused(`iface=${A},queue_count=64,steer_queues=64`, 'UPLINK_NO_QUEUE', /queues 0 to 63/);
+    const huge = { receive: 2 ** 20, transmit: 16 };
+    await refused(`iface=${A}`, 'UPLINK_TOO_LARGE', /1 queues with 1 sockets take more than 2 GiB; use fewer/, huge);
     await withXdp(`iface=${A}`, async () => {
       await refused(`iface=${A}`, 'UPLINK_IN_USE', /has another XDP program; end who uses it, or detach it: ip link/);
     });

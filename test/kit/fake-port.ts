@@ -12,7 +12,10 @@ const FRAME_ROOM = 65536;
 export class FakePort implements DevicePort {
   readonly id: number;
   readonly counters = new Float64Array(counterBlock(PORT_SLOTS));
-  readonly queues = 1;
+  queues = 1;
+  /** the queue of each receive */
+  readonly asked: number[] = [];
+  ticks = 0;
   readonly eventFds: readonly number[] = [];
   canTransmit = true;
   /** what waits to be received, each frame in pieces */
@@ -42,7 +45,8 @@ export class FakePort implements DevicePort {
     this.arriving.push(ends.map((end, i) => frame.subarray(i === 0 ? 0 : ends[i - 1], end)));
   }
 
-  receive(): number {
+  receive(queue: number): number {
+    this.asked.push(queue);
     const burst = this.#burst;
     const all = this.arriving.splice(0, burst.limit);
     burst.segments.count = 0;
@@ -91,6 +95,10 @@ export class FakePort implements DevicePort {
 
   drain(): void {
     this.drained++;
+  }
+
+  tick(): void {
+    this.ticks++;
   }
 
   close(): void {

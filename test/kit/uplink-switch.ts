@@ -61,7 +61,8 @@ export class ListUplink implements Port {
     segments.count = 0;
     burst.needs.fill(0);
     burst.offloads = false;
-    burst.uniform = false;
+    // one frame is like itself; it lies in one piece
+    burst.uniform = frames.length === 1 && frames[0].tag === undefined && frames[0].bytes.length >= FRONT_BYTES;
     burst.tagged = frames.some(({ tag }) => tag !== undefined);
     burst.count = frames.length;
     frames.forEach(({ bytes, tag = 0 }, i) => {
@@ -84,7 +85,7 @@ export class ListUplink implements Port {
   }
 
   transmit(list: Int32Array, from: number, to: number): number {
-    const { segments, first, len, needs, headerBytes, delivered } = this.#burst;
+    const { segments, first, len, needs, headerBytes, delivered, uniform } = this.#burst;
     if (!this.canTransmit) {
       this.counters[PORT_SLOTS.rx_drop_not_ready] += to - from;
       return 0;
@@ -98,6 +99,7 @@ export class ListUplink implements Port {
       }
       const bytes = Buffer.concat(parts);
       assert.equal(bytes.length, len[i], 'a packet’s segments are as long as it is');
+      assert.ok(!uniform || parts.length === 1, 'the packets of a uniform burst lie in one piece each');
       this.sent.push(bytes);
       if (needs[i] !== 0) this.headers.push(Buffer.from(headerBytes.slice(HEADER_BYTES * i, HEADER_BYTES * i + 12)));
       delivered[i]++;

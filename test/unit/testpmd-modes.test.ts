@@ -26,10 +26,11 @@ class Bench {
   readonly counters = streamCounters();
   readonly forwarding: Forwarding;
 
-  constructor(mode: ForwardMode, settings: Partial<ModeSettings> = {}, retry?: Retry) {
+  constructor(mode: ForwardMode, settings: Partial<ModeSettings> = {}, retry?: Retry, queues = 1) {
     const own = pool.acquire();
     this.windows[own.id] = openWindow(own);
     this.ports = [new FakePort(0, this.burst, this.windows), new FakePort(1, this.burst, this.windows)];
+    this.ports[0].queues = queues;
     const workshop = new Workshop(this.windows, this.windows[own.id], this.burst);
     this.forwarding = new Forwarding(this.ports, workshop, {
       streams: [{ rxPort: 0, txPort: 1, rxQueue: 0, txQueue: 0, peer: PEER, own: OWN, counters: this.counters }],
@@ -361,9 +362,17 @@ describe('testpmd streams', () => {
     assert.equal(generator.forwarding.prepareSleep(), 1);
   });
 
+  test('a port that has several queues on this thread is asked for all of them by turns', () => {
+    const bench = new Bench('io', {}, undefined, 3);
+    for (let n = 0; n < 6; n++) bench.forwarding.turn();
+    assert.deepEqual(bench.ports[0].asked, [1, 2, 0, 1, 2, 0]);
+    bench.forwarding.flush();
+    assert.deepEqual(bench.ports[0].asked.slice(6), [0, 1, 2]);
+  });
+
   test('closing it closes the ports', () => {
     const bench = new Bench('io');
     bench.forwarding.close();
-    assert.ok(bench.ports.every(({ closed }) => closed));
+    assert.ok(bench.ports.every(({ closed, ticks }) => closed && ticks > 0));
   });
 });

@@ -258,6 +258,8 @@ test('uplink, no VLANs: with --vm2vm 0 and 2 all leaves untagged, and comes back
     const [toB, all] = [frame(B, A), frame(BROADCAST, A)];
     assert.deepEqual(sent(0, toB, all), { up: [toB, all] });
     assert.deepEqual(arrived(toB, all), { 1: [toB, all], 2: [all] });
+    assert.deepEqual(arrived(frame(A, A)), {});
+    assert.equal(lostAtUplink().tx_drop_self, 1);
     assert.deepEqual(sent(0, frame(A, A)).up?.length, vm2vm === 0 ? 1 : undefined);
   }
 });
@@ -337,6 +339,9 @@ test('uplink: what is longer than its MTU does not leave, with or without a tag'
     const own = tagged(frame(NOBODY, A, 114), 7);
     assert.deepEqual(sent(0, own, tagged(long, 7)).up, [own]);
   }
+  start({ mtu: 100 });
+  arrived(frame(B, OUT));
+  assert.deepEqual(sent(0, frame(OUT, A, 115)), {}, 'to a known address outside');
   start({ mtu: 100, vm2vm: 0, vlan: AUTO });
   sent(0, frame(NOBODY, A, 115));
   assert.deepEqual(lost(0), { tx_drop_receiver: 1 });

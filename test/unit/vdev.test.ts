@@ -33,6 +33,7 @@ test('vdev: name, number and values are read, and defaults are filled in', () =>
       speed: undefined,
       cq: undefined,
       vectorized: undefined,
+      offloads: false,
     },
     notes: [],
   });
