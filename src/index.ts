@@ -13,14 +13,19 @@ export {
 } from './cli/back-end-program.ts';
 export { FLAG, integer, type Option, TEXT, type ValueType } from './cli/options.ts';
 export { DeviceHost, type DeviceHostOptions, type DeviceType, ReadOnlyConfig } from './control/device-host.ts';
+export type { PortRequest, UplinkInfo } from './control/uplinks.ts';
 export { VhostHost, type VhostHostEvents, type VhostHostOptions } from './control/vhost-host.ts';
 export { type DeviceInfo, VhostSwitch, type VhostSwitchOptions } from './control/vhost-switch.ts';
 export { ConfigError, type ConfigErrorCode, ProtocolError, SwitchError, SysError } from './errors.ts';
 export type { LcorePlace } from './lcore/lcore-group.ts';
 export type { WindowViews } from './mem/window.ts';
+export type { LinkState } from './port/device-port.ts';
 export type { MemorySlice, RamRegion } from './port/guest-ram.ts';
 export type { ChainLayout, NetHeader } from './port/net-queue.ts';
+export type { PciRequest } from './port/pci-interface.ts';
 export type { Port } from './port/port.ts';
+export type { SteeredCount, SteeringCounts } from './port/steering.ts';
+export { parseVdev, type Vdev } from './port/vdev.ts';
 export type { VhostPort } from './port/vhost-port.ts';
 export { VirtioUser, type VirtioUserOptions } from './port/virtio-user.ts';
 export {

@@ -23,6 +23,7 @@ export interface UplinkInfo {
   readonly id: number;
   /** as given to --vdev, or the card's address */
   readonly name: string;
+  /** what is known of its link */
   readonly link: LinkState;
   /** see {@link PORT_COUNTER_HELP}; what a guest sends is what comes in here: tx_packets have come from the network */
   readonly counters: Record<PortCounter, number>;
@@ -116,10 +117,11 @@ class Uplink {
     this.#tools.log('info', `uplink ${this.name}: port ${this.id}${address}, link ${link.up ? 'up' : 'down'}`);
   }
 
-  #onLink(device: UplinkDevice, { up, gone }: LinkState): void {
+  #onLink(device: UplinkDevice, { up, gone, reason }: LinkState): void {
     if (device !== this.#device || this.#closed) return;
     if (gone === undefined) {
-      this.#tools.log(up ? 'info' : 'warn', `uplink ${this.name}: link ${up ? 'up' : 'down'}`);
+      const why = up || reason === undefined ? '' : `: ${reason}`;
+      this.#tools.log(up ? 'info' : 'warn', `uplink ${this.name}: link ${up ? 'up' : 'down'}${why}`);
       return;
     }
     const then = comesBack(this.#vdev.kind) ? 'until it is there again' : 'for good';

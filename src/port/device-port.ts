@@ -49,6 +49,7 @@ export interface DeviceOpening {
 
 /** The link of a port as its kernel, file or peer shows it. */
 export interface LinkState {
+  /** frames may pass */
   readonly up: boolean;
   /** Mbit/s, or 0 if unknown */
   readonly speed: number;

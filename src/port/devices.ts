@@ -14,7 +14,11 @@ import { PcapPort, type PcapSpec } from './pcap-port.ts';
 import { openRing, RingPort, type RingSpec } from './ring-port.ts';
 import { openTapDevice } from './tap.ts';
 import { TapPort, type TapSpec } from './tap-port.ts';
+import type { VirtioUserSpec } from './user-pair.ts';
 import type { Vdev, VdevOf } from './vdev.ts';
+import { virtioUserArgs } from './virtio-user-args.ts';
+import { VirtioUserDevice } from './virtio-user-device.ts';
+import { VirtioUserPort } from './virtio-user-port.ts';
 
 interface Kind<K extends Vdev['kind'], Spec extends DeviceSpec> {
   open(vdev: VdevOf<K>, opening: DeviceOpening): OpenedDevice<Spec> | Promise<OpenedDevice<Spec>>;
@@ -40,11 +44,22 @@ const KINDS = {
     true,
   ),
   net_tap: kind<'net_tap', TapSpec>(openTapDevice, (...args) => new TapPort(...args)),
+  net_virtio_user: kind<'net_virtio_user', VirtioUserSpec>(openVirtioUser, (...args) => new VirtioUserPort(...args)),
 };
+
+/** As an uplink: a back end must be there when the switch starts, and each lcore has a queue pair at least. */
+function openVirtioUser(vdev: VdevOf<'net_virtio_user'>, { pool, lcores }: DeviceOpening): Promise<VirtioUserDevice> {
+  const args = virtioUserArgs(vdev);
+  const fault = (key: string, problem: string) =>
+    new ConfigError('CONFIG_CONFLICT', '--vdev', `${vdev.name}: ${problem}`, { value: key });
+  if (args.server) throw fault('server=1', 'a switch does not wait for what is behind its uplink; leave server=1 out');
+  if (args.queues < lcores) throw fault(`queues=${args.queues}`, `${lcores} lcores use it; give it queues=${lcores}`);
+  return VirtioUserDevice.open(args, { pool });
+}
 
 /** A port of any kind as lcores are told of it; survives postMessage. */
 export interface DeviceRecipe {
-  readonly kind: keyof typeof KINDS;
+  readonly kind: Vdev['kind'];
   readonly spec: DeviceSpec;
 }
 
@@ -56,19 +71,12 @@ export interface UplinkDevice {
 }
 
 /** True if an interface that was removed is to be looked for again. */
-export const comesBack = (name: Vdev['kind']): boolean =>
-  (KINDS as Partial<Record<string, Kind<never, DeviceSpec>>>)[name]?.comesBack ?? false;
+export const comesBack = (name: Vdev['kind']): boolean => KINDS[name].comesBack;
 
 /** Opens a port. Rejects with ConfigError, SwitchError (UPLINK_…) or SysError, and nothing is left open then. */
 export async function openDevice(vdev: Vdev, opening: DeviceOpening): Promise<UplinkDevice> {
-  const known = (KINDS as Partial<Record<Vdev['kind'], Kind<never, DeviceSpec>>>)[vdev.kind];
-  if (known === undefined)
-    throw new ConfigError('CONFIG_NOT_YET', '--vdev', 'is not in this version yet', { value: vdev.name });
-  const opened = await known.open(vdev as never, opening);
-  return {
-    opened,
-    recipe: (lcore, lcores) => ({ kind: vdev.kind as DeviceRecipe['kind'], spec: opened.spec(lcore, lcores) }),
-  };
+  const opened = await (KINDS[vdev.kind] as Kind<never, DeviceSpec>).open(vdev as never, opening);
+  return { opened, recipe: (lcore, lcores) => ({ kind: vdev.kind, spec: opened.spec(lcore, lcores) }) };
 }
 
 /** Makes a thread's port number `id`, which counts into `counters` (PORT_SLOTS). The thread knows the windows of the recipe. */

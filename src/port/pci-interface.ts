@@ -7,6 +7,7 @@ import { SwitchError } from '../errors.ts';
 
 /** A network card, by where it is. */
 export interface PciRequest {
+  /** tells it from a virtual device */
   readonly kind: 'pci';
   /** with its domain, as sysfs has it: 0000:03:00.0 */
   readonly address: string;

@@ -24,14 +24,17 @@ const MAX_VLAN = 4095;
 
 /** Frames that a program has steered, since it was loaded. */
 export interface SteeredCount {
+  /** frames */
   readonly packets: number;
   /** as the kernel has them: without a tag that it has taken off */
   readonly bytes: number;
 }
 
-/** By queue those that had an entry, and those that had none. */
+/** What a program has steered. */
 export interface SteeringCounts {
+  /** by queue, those that had an entry */
   readonly queues: readonly SteeredCount[];
+  /** those that had none */
   readonly unknown: SteeredCount;
 }
 

@@ -6,6 +6,7 @@
  * on, `used`. Before the rings are given to another back end, the main thread wants none and waits until the thread uses none.
  */
 import type { WindowHandle, WindowViews } from '../mem/window.ts';
+import type { DeviceSpec } from './device-port.ts';
 import { UserPackedRing } from './user-packed-ring.ts';
 import type { UserRing, UserRingPlan } from './user-ring.ts';
 import { UserSplitRing } from './user-split-ring.ts';
@@ -44,8 +45,9 @@ export interface UserPairPlan {
 }
 
 /** What a thread makes a virtio-user port from. Survives postMessage. */
-export interface VirtioUserSpec {
-  readonly window: WindowHandle;
+export interface VirtioUserSpec extends DeviceSpec {
+  /** the window of the card's memory */
+  readonly windows: readonly [WindowHandle];
   /** bytes of the packet header, 10 or 12 */
   readonly headerLen: 10 | 12;
   /** MRG_RXBUF is negotiated */

@@ -152,7 +152,7 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
   spec(lcore: number, lcores: number): VirtioUserSpec {
     const { features } = this.#agreed as Agreed;
     return {
-      window: (this.#ram as GuestRam).window,
+      windows: [(this.#ram as GuestRam).window],
       headerLen: netHeaderSize(features),
       mergeable: hasFeature(features, VIRTIO_NET_F_MRG_RXBUF),
       accepts: acceptsOf(features),

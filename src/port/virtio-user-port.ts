@@ -50,9 +50,10 @@ export class VirtioUserPort implements DevicePort {
 
   /**
    * @param counters a block of PORT_SLOTS
-   * @param window the window of `spec`, as this thread has it
+   * @param spec its window is among those of `tools`
    */
-  constructor(id: number, counters: Float64Array, tools: DeviceTools, spec: VirtioUserSpec, window: WindowViews) {
+  constructor(id: number, counters: Float64Array, spec: VirtioUserSpec, tools: DeviceTools) {
+    const window = tools.windows[spec.windows[0].id];
     this.id = id;
     this.counters = counters;
     this.#burst = tools.ringStage.burst;
@@ -74,13 +75,7 @@ export class VirtioUserPort implements DevicePort {
 
   receive(queue = 0): number {
     const burst = this.#burst;
-    burst.count = 0;
-    burst.uniform = false;
-    burst.segments.count = 0;
-    if (burst.offloads) {
-      burst.needs.fill(0);
-      burst.offloads = false;
-    }
+    burst.clear();
     const pair = this.#pairs[queue];
     if (!pair.held()) return 0;
     const { rx } = pair;

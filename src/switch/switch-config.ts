@@ -46,8 +46,12 @@ export interface VlanConfig {
 
 /** The VLANs of one device: one that its frames are in, untagged; or several that it tells apart by its own tags. 1 to 4094. */
 export type PortVlan =
-  | { readonly access: number }
   | {
+      /** the VLAN */
+      readonly access: number;
+    }
+  | {
+      /** the VLANs */
       readonly trunk: readonly number[];
       /** that of its untagged frames; by default they are dropped */
       readonly native?: number | undefined;
@@ -55,7 +59,9 @@ export type PortVlan =
 
 /** At most `num` waits of `delayUs` µs for each burst from an uplink, until what is in it for a guest fits the guest's ring. */
 export interface RxRetryConfig {
+  /** waits at most */
   readonly num: number;
+  /** µs each */
   readonly delayUs: number;
 }
 

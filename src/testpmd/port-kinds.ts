@@ -4,11 +4,9 @@
 import type { WindowHandle, WindowPool, WindowViews } from '../mem/window.ts';
 import type { DevicePort, DeviceTools, OpenedDevice } from '../port/device-port.ts';
 import { createDevice, type DeviceRecipe, openDevice } from '../port/devices.ts';
-import type { VirtioUserSpec } from '../port/user-pair.ts';
 import type { Vdev, VdevOf } from '../port/vdev.ts';
 import { virtioUserArgs } from '../port/virtio-user-args.ts';
 import { VirtioUserDevice } from '../port/virtio-user-device.ts';
-import { VirtioUserPort } from '../port/virtio-user-port.ts';
 
 /** A port as the engine has it. */
 export interface TestPort extends OpenedDevice<unknown> {
@@ -34,25 +32,17 @@ export interface MakeTools extends DeviceTools {
   addWindow(window: WindowHandle): WindowViews;
 }
 
-interface PortKind<Kind extends Vdev['kind']> {
-  open(vdev: VdevOf<Kind>, tools: OpenTools): Promise<TestPort>;
-  make(id: number, counters: Float64Array, tools: MakeTools, spec: unknown): DevicePort;
-}
+type Open<Kind extends Vdev['kind']> = (vdev: VdevOf<Kind>, tools: OpenTools) => Promise<TestPort>;
 
-const KINDS: { readonly [Kind in Vdev['kind']]?: PortKind<Kind> } = {
-  net_virtio_user: {
-    open: (vdev, tools) => VirtioUserDevice.open(virtioUserArgs(vdev), tools),
-    make(id, counters, tools, spec) {
-      const user = spec as VirtioUserSpec;
-      return new VirtioUserPort(id, counters, tools, user, tools.addWindow(user.window));
-    },
-  },
+/** Kinds of which testpmd uses more than a switch does of an uplink. */
+const OPEN: { readonly [Kind in Vdev['kind']]?: Open<Kind> } = {
+  net_virtio_user: (vdev, tools) => VirtioUserDevice.open(virtioUserArgs(vdev), tools),
 };
 
 /** Throws ConfigError for a kind that there is not, and what the kind's own opening throws. */
 export async function openPort(vdev: Vdev, tools: OpenTools): Promise<TestPort> {
-  const kind = KINDS[vdev.kind] as PortKind<Vdev['kind']> | undefined;
-  if (kind !== undefined) return kind.open(vdev, tools);
+  const open = OPEN[vdev.kind] as Open<Vdev['kind']> | undefined;
+  if (open !== undefined) return open(vdev, tools);
   // a port has one queue pair here, and so one lcore
   return (await openDevice(vdev, { pool: tools.pool, lcores: 1 })).opened;
 }
@@ -65,8 +55,6 @@ export function makePort(
   tools: MakeTools,
   spec: unknown,
 ): DevicePort {
-  const own = KINDS[kind];
-  if (own !== undefined) return own.make(id, counters, tools, spec);
   const recipe = { kind, spec } as DeviceRecipe;
   for (const window of recipe.spec.windows) tools.addWindow(window);
   return createDevice(id, counters, recipe, tools);

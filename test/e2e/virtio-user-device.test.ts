@@ -68,9 +68,9 @@ for (const keys of [{ in_order: 0 }, { packed_vq: 1 }])
     const ringStage = new RingStage();
     const windows: WindowViews[] = [];
     const spec = device.spec(0, 1);
-    const views = openWindow(spec.window);
+    const views = openWindow(spec.windows[0]);
     windows[views.id] = views;
-    const port = new VirtioUserPort(0, new Float64Array(counterBlock(PORT_SLOTS)), { ringStage, windows }, spec, views);
+    const port = new VirtioUserPort(0, new Float64Array(counterBlock(PORT_SLOTS)), spec, { ringStage, windows });
     /** A frame of the card's arrives, and an answer gets back. */
     const exchange = async (n: number) => {
       const sent = frame(macOf(9), macOf(1), n);

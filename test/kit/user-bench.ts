@@ -63,7 +63,7 @@ export class UserBench {
     const { features = 0n } = options;
     const control = this.control.buffer as SharedArrayBuffer;
     this.spec = {
-      window: this.ram.handle,
+      windows: [this.ram.handle],
       headerLen: this.headerLen,
       mergeable,
       accepts: acceptsOf(features),
@@ -96,7 +96,7 @@ export class UserBench {
   /** What another thread would make of the same card. */
   newPort(): VirtioUserPort {
     const tools = { ringStage: this.ringStage, windows: this.windows };
-    return new VirtioUserPort(0, new Float64Array(this.#block), tools, this.spec, this.ram.views);
+    return new VirtioUserPort(0, new Float64Array(this.#block), this.spec, tools);
   }
 
   /** Connects the back end: it begins where the rings stand. */
