@@ -197,8 +197,7 @@ export class VhostPort implements Port {
 
   /** Replaces a started vring's call eventfd. */
   setCall(index: number, fd: number): void {
-    const ring = this.#vrings[index]?.net.ring;
-    if (ring !== undefined) ring.callFd = fd;
+    this.#vrings[index]?.net.ring.setCall(fd);
   }
 
   #choose(): void {

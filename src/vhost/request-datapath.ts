@@ -135,7 +135,7 @@ export class RequestDatapath implements Datapath {
 
   setCall(_port: number, index: number, fd: number): void {
     const vring = this.#vrings.get(index);
-    if (vring !== undefined) vring.queue.ring.callFd = fd;
+    vring?.queue.ring.setCall(fd);
   }
 
   #choosePolling(): void {

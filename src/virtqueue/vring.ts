@@ -105,7 +105,17 @@ export abstract class Vring {
       if (!usable) found = this.fault = FAULT_INFLIGHT;
     }
     this.leave();
+    this.setCall(this.callFd);
     return found;
+  }
+
+  /**
+   * Replaces the call eventfd. With records the driver is called at once, whatever it wants: a predecessor may have ended between
+   * showing a used buffer and telling of it, and a driver that has nothing else to do would wait for that for ever.
+   */
+  setCall(fd: number): void {
+    this.callFd = fd;
+    if (this.records !== undefined && fd !== NO_FD) this.#caller.call(fd);
   }
 
   /** Goes on behind what the records say. @returns false if that cannot be */

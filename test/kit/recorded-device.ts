@@ -271,6 +271,11 @@ export class RecordedDevice implements MortalDevice {
     this.#from = port(TX, tx);
   }
 
+  /** Replaces the call eventfd of the transmit or the receive ring. */
+  setCall(vring: number, fd: number): void {
+    for (const port of vring === TX ? [this.#from] : this.#to) port?.setCall(vring, fd);
+  }
+
   /** A burst from one guest to the other. @returns its packets */
   poll(): number {
     if (!this.#anywhere) this.writer.step();

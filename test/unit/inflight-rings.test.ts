@@ -303,3 +303,23 @@ test('split ring: the front end is told of buffers, also where the used ring is 
     closeSync(callFd);
   });
 });
+
+for (const format of ['split', 'packed'] as const)
+  test(`${format} ring: a driver that a predecessor may have left uncalled is called at the start, and by each new eventfd`, () => {
+    withGuests({ format }, (guests) => {
+      const [atStart, later] = [createEventfd(), createEventfd()];
+      guests.tx.config = { ...guests.tx.config, callFd: atStart };
+      const device = new RecordedDevice(guests, false);
+      device.start();
+      assert.equal(drain(atStart), 1);
+      device.setCall(TX, later);
+      assert.deepEqual([drain(atStart), drain(later)], [0, 1]);
+      guests.tx.config = { ...guests.tx.config, callFd: atStart, inflight: undefined };
+      const forgetful = new RecordedDevice(guests, false);
+      forgetful.start();
+      forgetful.setCall(TX, later);
+      assert.deepEqual([drain(atStart), drain(later)], [0, 0], 'who keeps no records promises nothing');
+      closeSync(atStart);
+      closeSync(later);
+    });
+  });
