@@ -20,6 +20,8 @@ const COMPARED = [OWN, TESTPMD];
 const DIRECTIONS = ['up', 'down', 'both'];
 /** A frame of 45 segments: Ethernet, IPv4 and TCP headers, and 45 × 1448 bytes. */
 const GSO_BYTES = 54 + 45 * 1448;
+/** Ethernet header and MTU of the interfaces. */
+const MAX_FRAME = 14 + 1500;
 const WARM_UP_SECONDS = '1';
 /** For connecting, learning, checking and ending. */
 const LOAD_EXTRA_MS = 40_000;
@@ -63,10 +65,13 @@ function parse(argv: readonly string[]) {
   });
   const { kinds, sizes, directions, gso, rounds, peers } = values;
   if (gso !== 'yes' && gso !== 'no') throw new RangeError('--gso is yes or no');
+  const frameSizes = sizesOf(sizes);
+  if (Math.max(...frameSizes) > MAX_FRAME)
+    throw new RangeError(`--sizes: the interfaces take ${MAX_FRAME} bytes at most`);
   return {
     ...values,
     kinds: listOf(kinds, 'kind of port', Object.keys(KINDS)),
-    sizes: sizesOf(sizes),
+    sizes: frameSizes,
     directions: listOf(directions, 'direction', DIRECTIONS),
     gso: gso === 'yes',
     rounds: countOf(rounds, 'rounds'),
