@@ -1,12 +1,14 @@
 /** `npm run bench -- NAME [options]`: runs a benchmark of this folder. */
 import { USAGE as PATHS_USAGE, paths } from './paths.ts';
 import { USAGE as TCP_USAGE, tcp } from './tcp.ts';
+import { USAGE as UPLINK_USAGE, uplink } from './uplink.ts';
 import { USAGE as VM2VM_USAGE, vm2vm } from './vm2vm.ts';
 
 const BENCHMARKS: Record<string, { usage: string; run: (argv: readonly string[]) => Promise<void> }> = {
   vm2vm: { usage: VM2VM_USAGE, run: vm2vm },
   paths: { usage: PATHS_USAGE, run: paths },
   tcp: { usage: TCP_USAGE, run: tcp },
+  uplink: { usage: UPLINK_USAGE, run: uplink },
 };
 
 const [name, ...argv] = process.argv.slice(2);
