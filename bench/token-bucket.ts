@@ -1,0 +1,56 @@
+/** When frames are due: the clock fills the bucket at a steady rate, and what is sent is taken out. */
+
+export class TokenBucket {
+  /** frames that became due since the last `reset`, a part of one too */
+  due = 0;
+  /** of these: not offered because who sends was not there in time, more than a bucket late */
+  missed = 0;
+  /** of these: not taken in time by who should have taken them */
+  refused = 0;
+  readonly #perMs: number;
+  readonly #depth: number;
+  #tokens = 0;
+
+  /**
+   * @param rate frames a second
+   * @param depth frames that may be sent late, at least 1
+   */
+  constructor(rate: number, depth: number) {
+    if (!(rate > 0) || !(depth >= 1))
+      throw new RangeError(`no bucket of ${depth} frames fills with ${rate} frames a second`);
+    this.#perMs = rate / 1000;
+    this.#depth = depth;
+  }
+
+  /**
+   * Lets time pass. Frames that were due before and not taken out had found no room; if the bucket overflows, they are what is
+   * refused, and the rest of what overflows is missed.
+   * @returns whole frames that are to be sent now
+   */
+  advance(ms: number): number {
+    const became = this.#perMs * ms;
+    const waiting = Math.floor(this.#tokens);
+    this.due += became;
+    this.#tokens += became;
+    const over = this.#tokens - this.#depth;
+    if (over > 0) {
+      const refused = Math.min(over, waiting);
+      this.refused += refused;
+      this.missed += over - refused;
+      this.#tokens = this.#depth;
+    }
+    return Math.floor(this.#tokens);
+  }
+
+  /** `n` frames have been sent, which were due. */
+  take(n: number): void {
+    this.#tokens -= n;
+  }
+
+  /** Counts anew; what is due stays so. */
+  reset(): void {
+    this.due = 0;
+    this.missed = 0;
+    this.refused = 0;
+  }
+}

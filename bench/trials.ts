@@ -1,0 +1,140 @@
+/**
+ * Trials: a switch under load at a rate. What they are worth is said by the generator: a rate that it did not keep, or a frame that is
+ * missing after it had not looked for too long, says nothing of the switch.
+ */
+import { ownPeer } from './peers/ours.ts';
+import type { BenchPeer } from './peers/peer.ts';
+import { bestOf, type SearchResult, searchRate, type Verdict } from './rate-search.ts';
+import { countOf, type Drive, type DriveResult, drive, OWN, PEERS, say } from './rounds.ts';
+
+/** Our switch with lcores that sleep. */
+const OWN_ADAPTIVE = 'ours-adaptive';
+export const PACED_PEERS: typeof PEERS = {
+  [OWN]: PEERS[OWN],
+  [OWN_ADAPTIVE]: { make: (options) => ownPeer(options, ['--poll', 'adaptive', '--mergeable', '1']) },
+  testpmd: PEERS.testpmd,
+  ovs: PEERS.ovs,
+};
+
+/** ns */
+export interface Times {
+  readonly count: number;
+  readonly min: number;
+  readonly p50: number;
+  readonly p99: number;
+  readonly p999: number;
+  readonly max: number;
+}
+
+/** What the generator prints of a load at a rate. */
+export interface PacedResult extends DriveResult {
+  /** frames a second that each sender was to offer */
+  readonly rate: number;
+  readonly due: number;
+  readonly missed: number;
+  readonly refused: number;
+  readonly lost: number;
+  readonly lossPercent: number;
+  readonly kept: boolean;
+  readonly latency: Times;
+  readonly impossible: number;
+  readonly resolution: { readonly turn: Times; readonly clockStep: number };
+}
+
+/** How a throughput is looked for, as options say. */
+export interface SearchOptions {
+  readonly seconds: string;
+  readonly warmup: string;
+  readonly steps: number;
+  readonly tries: number;
+  readonly percent: number;
+  readonly tolerate: number;
+}
+
+/** parseArgs' options for a search. */
+export const SEARCH_ARGS = {
+  'trial-seconds': { type: 'string', default: '2' },
+  warmup: { type: 'string', default: '0.5' },
+  steps: { type: 'string', default: '9' },
+  tries: { type: 'string', default: '3' },
+  precision: { type: 'string', default: '2' },
+  tolerate: { type: 'string', default: '0' },
+} as const;
+
+export const SEARCH_USAGE = `  --trial-seconds 2  --warmup 0.5
+  --steps 9                  rates tried at most in a search
+  --tries 3                  a trial that does not pass is repeated, so often in all
+  --precision 2              percent of the rate at which a search ends
+  --tolerate 0               percent of the frames that may be lost`;
+
+/** A number that is not negative. Throws RangeError. */
+export function percentOf(text: string, option: string): number {
+  const percent = Number(text);
+  if (text !== '' && percent >= 0 && percent <= 100) return percent;
+  throw new RangeError(`--${option} is a number from 0 to 100`);
+}
+
+/** Reads SEARCH_ARGS. Throws RangeError. */
+export function searchOptions(values: Record<keyof typeof SEARCH_ARGS, string>): SearchOptions {
+  return {
+    seconds: values['trial-seconds'],
+    warmup: values.warmup,
+    steps: countOf(values.steps, 'steps'),
+    tries: countOf(values.tries, 'tries'),
+    percent: percentOf(values.precision, 'precision'),
+    tolerate: percentOf(values.tolerate, 'tolerate'),
+  };
+}
+
+/** Numbers above zero, with commas. Throws RangeError. */
+export function numbersOf(text: string, option: string): number[] {
+  const numbers = text
+    .split(',')
+    .filter((word) => word !== '')
+    .map(Number);
+  if (numbers.every((number) => number > 0 && Number.isFinite(number))) return numbers;
+  throw new RangeError(`--${option} are numbers above 0, with commas`);
+}
+
+/** What a trial says. Loss is the switch's only if the generator was there all the time. */
+export function verdictOf(result: PacedResult, tolerate: number): Verdict {
+  if (!result.kept) return 'unclear';
+  if (result.lossPercent <= tolerate) return 'pass';
+  return result.missed > 0 ? 'unclear' : 'loss';
+}
+
+/** Runs the generator at a rate of so many frames a second from each sender. */
+export function paced(peer: BenchPeer, load: Drive, rate: number): Promise<PacedResult> {
+  return drive<PacedResult>(peer, { ...load, more: [...load.more, '--rate', String(Math.round(rate))] });
+}
+
+/** A rate as people read it: both directions together. */
+export const mppsOf = (rate: number) => (2 * rate) / 1e6;
+
+/** Why there is no throughput at all, not even none. */
+export const NO_RATE = 'the generator has kept none of the rates: the machine is busy with something else';
+
+/** More than is received of all that goes in: what is tried first. */
+const TOP = 1.25;
+
+/** Looks for the throughput of a peer that is up. `load`: with the seconds of one trial. */
+export async function throughput(
+  label: string,
+  peer: BenchPeer,
+  load: Drive,
+  { steps, tries, percent, tolerate }: SearchOptions,
+): Promise<SearchResult> {
+  const { mpps } = await drive(peer, load);
+  const top = (TOP * mpps * 1e6) / 2;
+  return await searchRate({ top, steps, percent }, (rate) =>
+    bestOf(tries, async () => {
+      const result = await paced(peer, load, rate);
+      const verdict = verdictOf(result, tolerate);
+      const { lossPercent, due, missed } = result;
+      const missedPercent = (100 * missed) / due;
+      const figures = `loss ${lossPercent.toFixed(4)} %, missed ${missedPercent.toFixed(4)} %`;
+      say(`${label}  ${mppsOf(rate).toFixed(3).padStart(7)} Mpps  ${verdict.padEnd(7)}  ${figures}`);
+      return verdict;
+    }),
+  );
+}
