@@ -12,8 +12,8 @@ import type { Times } from './trials.ts';
 const BUCKET = 64;
 /** Frames with a time, about, unless there are fewer frames. */
 const STAMPS = 200_000;
-/** No frame for so long: the wires are empty. */
-const QUIET_MS = 30;
+/** No frame for so long: those that are missing are lost. A switch may lose its core meanwhile. */
+const QUIET_MS = 200;
 /** More missed frames: the rate was not kept. */
 const MISSED_PERCENT = 0.1;
 const CLOCK_READS = 1000;
@@ -119,10 +119,19 @@ export class PacedGuests {
     return (now - from) / 1000;
   }
 
+  /** Frames that each direction has taken and not delivered. */
+  #onTheWay(): number {
+    const { ports } = this;
+    const senders = this.#pace.echo ? ports.length : this.#buckets.length;
+    let n = 0;
+    for (let i = 0; i < senders; i++) n += ports[i].sent - ports[(i + 1) % ports.length].received;
+    return n;
+  }
+
   /** Waits for what is on the way. */
   #drain(): void {
     let now = performance.now();
-    for (let quietAt = now + QUIET_MS; now < quietAt; now = performance.now())
+    for (let quietAt = now + QUIET_MS; now < quietAt && this.#onTheWay() > 0; now = performance.now())
       if (this.#turn(now, false)) quietAt = now + QUIET_MS;
     for (const { tx } of this.ports) tx.retire(tx.look(1));
   }
@@ -144,6 +153,7 @@ export class PacedGuests {
     const seconds = this.#run(wanted);
     const turn = timesOf(this.#turns);
     this.#drain();
+    const lost = this.#onTheWay();
     const directions = (echo ? ports : ports.slice(0, senders)).map(({ sent }, i) => {
       const to = (i + 1) % ports.length;
       const { received } = ports[to];
@@ -153,7 +163,6 @@ export class PacedGuests {
     const due = sum((bucket) => bucket.due);
     const missed = sum((bucket) => bucket.missed);
     const refused = sum((bucket) => bucket.refused);
-    const lost = directions.reduce((all, { sent, received }) => all + sent - received, 0);
     const times = new LatencyHistogram();
     for (const port of echo ? [ports[0]] : ports) times.add(port.latency);
     return {
@@ -165,6 +174,7 @@ export class PacedGuests {
       /** of the frames that were due: offered too late or not at all by the generator, and not taken in time by the switch */
       due: Math.round(due),
       missed: Math.round(missed),
+      stalls: sum((bucket) => bucket.stalls),
       refused: Math.round(refused),
       /** taken by the switch and not delivered */
       lost,

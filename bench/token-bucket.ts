@@ -7,6 +7,8 @@ export class TokenBucket {
   missed = 0;
   /** of these: not taken in time by who should have taken them */
   refused = 0;
+  /** how many times some were missed */
+  stalls = 0;
   readonly #perMs: number;
   readonly #depth: number;
   #tokens = 0;
@@ -36,7 +38,10 @@ export class TokenBucket {
     if (over > 0) {
       const refused = Math.min(over, waiting);
       this.refused += refused;
-      this.missed += over - refused;
+      if (over > refused) {
+        this.missed += over - refused;
+        this.stalls++;
+      }
       this.#tokens = this.#depth;
     }
     return Math.floor(this.#tokens);
@@ -52,5 +57,6 @@ export class TokenBucket {
     this.due = 0;
     this.missed = 0;
     this.refused = 0;
+    this.stalls = 0;
   }
 }

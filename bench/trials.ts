@@ -30,8 +30,11 @@ export interface Times {
 export interface PacedResult extends DriveResult {
   /** frames a second that each sender was to offer */
   readonly rate: number;
+  /** entries of each ring */
+  readonly ring: number;
   readonly due: number;
   readonly missed: number;
+  readonly stalls: number;
   readonly refused: number;
   readonly lost: number;
   readonly lossPercent: number;
@@ -49,6 +52,8 @@ export interface SearchOptions {
   readonly tries: number;
   readonly percent: number;
   readonly tolerate: number;
+  /** the rate to begin with, frames a second from each sender; undefined: measured */
+  readonly top: number | undefined;
 }
 
 /** parseArgs' options for a search. */
@@ -59,23 +64,28 @@ export const SEARCH_ARGS = {
   tries: { type: 'string', default: '3' },
   precision: { type: 'string', default: '2' },
   tolerate: { type: 'string', default: '0' },
+  top: { type: 'string' },
 } as const;
 
 export const SEARCH_USAGE = `  --trial-seconds 2  --warmup 0.5
   --steps 9                  rates tried at most in a search
   --tries 3                  a trial that does not pass is repeated, so often in all
   --precision 2              percent of the rate at which a search ends
-  --tolerate 0               percent of the frames that may be lost`;
+  --tolerate 0               percent of the frames that may be lost
+  --top MPPS                 both directions together, the rate to begin with; else a quarter more than goes through`;
 
 /** A number that is not negative. Throws RangeError. */
-export function percentOf(text: string, option: string): number {
+function percentOf(text: string, option: string): number {
   const percent = Number(text);
   if (text !== '' && percent >= 0 && percent <= 100) return percent;
   throw new RangeError(`--${option} is a number from 0 to 100`);
 }
 
 /** Reads SEARCH_ARGS. Throws RangeError. */
-export function searchOptions(values: Record<keyof typeof SEARCH_ARGS, string>): SearchOptions {
+export function searchOptions(
+  values: Record<Exclude<keyof typeof SEARCH_ARGS, 'top'>, string> & { top?: string | undefined },
+): SearchOptions {
+  const [top] = numbersOf(values.top ?? '', 'top');
   return {
     seconds: values['trial-seconds'],
     warmup: values.warmup,
@@ -83,6 +93,7 @@ export function searchOptions(values: Record<keyof typeof SEARCH_ARGS, string>):
     tries: countOf(values.tries, 'tries'),
     percent: percentOf(values.precision, 'precision'),
     tolerate: percentOf(values.tolerate, 'tolerate'),
+    top: top === undefined ? undefined : (top * 1e6) / 2,
   };
 }
 
@@ -96,11 +107,14 @@ export function numbersOf(text: string, option: string): number[] {
   throw new RangeError(`--${option} are numbers above 0, with commas`);
 }
 
-/** What a trial says. Loss is the switch's only if the generator was there all the time. */
-export function verdictOf(result: PacedResult, tolerate: number): Verdict {
-  if (!result.kept) return 'unclear';
-  if (result.lossPercent <= tolerate) return 'pass';
-  return result.missed > 0 ? 'unclear' : 'loss';
+/**
+ * What a trial says. Each time the generator was not there it may have cost a ring of frames, for it does not send then either: more
+ * loss is the switch's own.
+ */
+export function verdictOf({ kept, lossPercent, lost, refused, stalls, ring }: PacedResult, tolerate: number): Verdict {
+  if (!kept) return 'unclear';
+  if (lossPercent <= tolerate) return 'pass';
+  return lost + refused <= stalls * ring ? 'unclear' : 'loss';
 }
 
 /** Runs the generator at a rate of so many frames a second from each sender. */
@@ -122,17 +136,15 @@ export async function throughput(
   label: string,
   peer: BenchPeer,
   load: Drive,
-  { steps, tries, percent, tolerate }: SearchOptions,
+  { steps, tries, percent, tolerate, top: given }: SearchOptions,
 ): Promise<SearchResult> {
-  const { mpps } = await drive(peer, load);
-  const top = (TOP * mpps * 1e6) / 2;
+  const top = given ?? (TOP * (await drive(peer, load)).mpps * 1e6) / 2;
   return await searchRate({ top, steps, percent }, (rate) =>
     bestOf(tries, async () => {
       const result = await paced(peer, load, rate);
       const verdict = verdictOf(result, tolerate);
-      const { lossPercent, due, missed } = result;
-      const missedPercent = (100 * missed) / due;
-      const figures = `loss ${lossPercent.toFixed(4)} %, missed ${missedPercent.toFixed(4)} %`;
+      const { due, lost, refused, missed, stalls } = result;
+      const figures = `of ${due} frames lost ${lost}, refused ${refused}; missed by the generator ${missed} in ${stalls} pauses`;
       say(`${label}  ${mppsOf(rate).toFixed(3).padStart(7)} Mpps  ${verdict.padEnd(7)}  ${figures}`);
       return verdict;
     }),

@@ -20,7 +20,7 @@ describe('token bucket', () => {
   test('who sends comes too late: what the bucket does not hold is missed', () => {
     const bucket = new TokenBucket(1000, 8);
     assert.equal(bucket.advance(20), 8);
-    assert.deepEqual([bucket.due, bucket.missed, bucket.refused], [20, 12, 0]);
+    assert.deepEqual([bucket.due, bucket.missed, bucket.refused, bucket.stalls], [20, 12, 0, 1]);
   });
 
   test('what waited for room is refused, the rest is missed', () => {
@@ -125,15 +125,21 @@ describe('search of a throughput', () => {
 });
 
 describe('what a trial says', () => {
-  const result = (figures: Partial<PacedResult>) =>
-    ({ kept: true, missed: 0, lossPercent: 0, ...figures }) as PacedResult;
+  const nothing = { kept: true, lossPercent: 0, lost: 0, refused: 0, missed: 0, stalls: 0, ring: 256 };
+  const says = (figures: Partial<PacedResult>, tolerate = 0) =>
+    verdictOf({ ...nothing, ...figures } as PacedResult, tolerate);
 
-  test('loss is the switch’s only if the generator was there all the time', () => {
-    assert.equal(verdictOf(result({}), 0), 'pass');
-    assert.equal(verdictOf(result({ missed: 3 }), 0), 'pass');
-    assert.equal(verdictOf(result({ lossPercent: 0.01 }), 0), 'loss');
-    assert.equal(verdictOf(result({ lossPercent: 0.01 }), 0.02), 'pass');
-    assert.equal(verdictOf(result({ lossPercent: 0.01, missed: 3 }), 0), 'unclear');
-    assert.equal(verdictOf(result({ kept: false }), 0), 'unclear');
+  test('nothing is lost, or no more than is tolerated', () => {
+    assert.equal(says({}), 'pass');
+    assert.equal(says({ missed: 3, stalls: 1 }), 'pass');
+    assert.equal(says({ lost: 5, lossPercent: 0.01 }), 'loss');
+    assert.equal(says({ refused: 5, lossPercent: 0.01 }), 'loss');
+    assert.equal(says({ lost: 5, lossPercent: 0.01 }, 0.02), 'pass');
+  });
+
+  test('a generator that was not there may have cost a ring of frames, each time', () => {
+    assert.equal(says({ lost: 512, lossPercent: 1, stalls: 2 }), 'unclear');
+    assert.equal(says({ lost: 512, refused: 1, lossPercent: 1, stalls: 2 }), 'loss');
+    assert.equal(says({ kept: false }), 'unclear');
   });
 });
