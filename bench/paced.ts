@@ -12,8 +12,9 @@ import type { Times } from './trials.ts';
 const BUCKET = 64;
 /** Frames with a time, about, unless there are fewer frames. */
 const STAMPS = 200_000;
-/** No frame for so long: those that are missing are lost. A switch may lose its core meanwhile. */
-const QUIET_MS = 200;
+/** No frame for so long: those that are missing are lost. And where the switch has not even taken them all: it may lose its core. */
+const QUIET_MS = 100;
+const STUCK_MS = 2000;
 /** More missed frames: the rate was not kept. */
 const MISSED_PERCENT = 0.1;
 const CLOCK_READS = 1000;
@@ -131,8 +132,11 @@ export class PacedGuests {
   /** Waits for what is on the way. */
   #drain(): void {
     let now = performance.now();
-    for (let quietAt = now + QUIET_MS; now < quietAt && this.#onTheWay() > 0; now = performance.now())
-      if (this.#turn(now, false)) quietAt = now + QUIET_MS;
+    for (let last = now; this.#onTheWay() > 0; now = performance.now()) {
+      if (this.#turn(now, false)) last = now;
+      const taken = this.ports.every((port) => port.room(port.tx.mask + 1) > port.tx.mask);
+      if (now - last > (taken ? QUIET_MS : STUCK_MS)) break;
+    }
     for (const { tx } of this.ports) tx.retire(tx.look(1));
   }
 
