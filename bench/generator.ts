@@ -5,7 +5,7 @@
  *   node bench/generator.ts --socket A --socket B [--core 1] [--size 64] [--touch] [--ring 256] [--seconds 2] [--warmup 0.5]
  *                           [--mergeable] [--packed] [--in-order] [--no-event-idx] [--indirect] [--one-way] [--buffer 2048]
  *                           [--burst 32] [--rx-block 1] [--tx-block 1]
- *   node bench/generator.ts … --rate PPS [--echo]       sends so many frames a second from each port, and times some of them
+ *   node bench/generator.ts … --rate PPS [--echo] [--missed 0.1]  sends so many frames a second from each port, and times some of them
  *   node bench/generator.ts --loopback [--ports 2] …    what the generator itself can do, without a switch
  *
  * A block: buffers are given to the device in multiples of so many, up to a multiple of it in the ring.
@@ -63,6 +63,7 @@ const { values: args } = parseArgs({
     'tx-block': { type: 'string', default: '1' },
     'one-way': { type: 'boolean', default: false },
     rate: { type: 'string' },
+    missed: { type: 'string', default: '0.1' },
     echo: { type: 'boolean', default: false },
     loopback: { type: 'boolean', default: false },
     ports: { type: 'string', default: '2' },
@@ -255,7 +256,8 @@ function measurePaced(ports: readonly StaticPort[], headerLen: number) {
   const lines = touch ? Math.ceil((headerLen + size) / 64) : 1;
   const { echo, 'one-way': oneWay } = args;
   const seconds = Number(args.seconds);
-  const pace = { rate: Number(args.rate), warmup: Number(args.warmup), seconds, echo, oneWay, lines, device };
+  const rates = { rate: Number(args.rate), bucket: ringSize / 2, missed: Number(args.missed) };
+  const pace = { ...rates, warmup: Number(args.warmup), seconds, echo, oneWay, lines, device };
   const guests = new PacedGuests(ports, pace);
   let preemptedBefore = 0;
   const figures = guests.measure(() => {

@@ -102,7 +102,7 @@ function line({ size, load, way, peer, results }: Row): string[] {
     way,
     peer,
     figure(
-      mid(({ rate }) => mppsOf(rate)),
+      mid(({ offered }) => mppsOf(offered)),
       3,
     ),
     microseconds(mid(({ latency }) => latency.p50)),
@@ -159,7 +159,7 @@ export async function latency(argv: readonly string[]): Promise<void> {
         continue;
       }
       for (const [way, more] of Object.entries(WAYS)) {
-        const result = await paced(peer, { ...load, more }, rate);
+        const result = await paced(peer, { ...load, more }, rate, search.missed);
         rows
           .find((row) => row.size === size && row.load === name && row.way === way && row.peer === key)
           ?.results.push(result);

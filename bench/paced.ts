@@ -3,26 +3,26 @@
  * and back. Says by itself whether it kept the rate, and how finely it can tell time.
  */
 import { LatencyHistogram } from '../src/testpmd/traffic/latency-histogram.ts';
-import { PacedPort, stampOf } from './paced-port.ts';
+import { clock, PacedPort } from './paced-port.ts';
 import type { StaticPort } from './static-port.ts';
 import { TokenBucket } from './token-bucket.ts';
 import type { Times } from './trials.ts';
 
-/** Frames that may be sent late. With a receive ring four times as long nothing is lost because who measures was not there. */
-const BUCKET = 64;
 /** Frames with a time, about, unless there are fewer frames. */
 const STAMPS = 200_000;
 /** No frame for so long: those that are missing are lost. And where the switch has not even taken them all: it may lose its core. */
 const QUIET_MS = 100;
 const STUCK_MS = 2000;
-/** More missed frames: the rate was not kept. */
-const MISSED_PERCENT = 0.1;
 const CLOCK_READS = 1000;
 const PERCENTILES = { p50: 50, p99: 99, p999: 99.9 };
 
 export interface Pace {
   /** frames a second that each sending port offers */
   readonly rate: number;
+  /** frames that may be sent late, all at once */
+  readonly bucket: number;
+  /** percent of the frames; if more are missed, the rate was not kept */
+  readonly missed: number;
   readonly warmup: number;
   readonly seconds: number;
   /** Port 0 sends, port 1 sends back what it receives, and the time is that of there and back. Else each port sends, or port 0. */
@@ -62,24 +62,24 @@ export class PacedGuests {
   #last = 0;
 
   constructor(ports: readonly StaticPort[], pace: Pace) {
-    const { rate, seconds, lines, echo, oneWay } = pace;
+    const { rate, seconds, lines, echo, oneWay, bucket } = pace;
     if (echo && ports.length !== 2) throw new RangeError('there and back is between two ports');
     // odd, so that not always the same frame of a burst is the one
     const sample = Math.max(1, Math.floor((rate * seconds) / STAMPS)) | 1;
     this.ports = ports.map(({ rx, tx }) => new PacedPort(rx, tx, lines, sample));
     const senders = echo || oneWay ? 1 : ports.length;
-    this.#buckets = Array.from({ length: senders }, () => new TokenBucket(rate, BUCKET));
+    this.#buckets = Array.from({ length: senders }, () => new TokenBucket(rate, bucket));
     this.#pace = pace;
   }
 
-  /** One look at everything. @returns true if a frame arrived */
+  /** One look at everything. `now`: what the clock says. @returns true if a frame arrived */
   #turn(now: number, sending: boolean): boolean {
     const { ports } = this;
     const buckets = this.#buckets;
     const { echo, device } = this.#pace;
-    const elapsed = now - this.#last;
+    const elapsed = (now - this.#last) >>> 0;
     this.#last = now;
-    this.#turns.record((elapsed * 1e6) | 0);
+    this.#turns.record(elapsed);
     if (sending) {
       for (let i = 0; i < buckets.length; i++) {
         const due = buckets[i].advance(elapsed);
@@ -87,7 +87,7 @@ export class PacedGuests {
         const n = Math.min(due, ports[i].room(due));
         if (n === 0) continue;
         buckets[i].take(n);
-        ports[i].send(n, stampOf(now));
+        ports[i].send(n, now);
       }
     }
     if (device !== undefined) device.poll();
@@ -100,7 +100,7 @@ export class PacedGuests {
       if (back) n = Math.min(n, port.room(n));
       if (n === 0) continue;
       arrived = true;
-      port.read(n, stampOf(performance.now()));
+      port.read(n, clock());
       if (back) port.reflect(n);
       port.rx.recycle(n);
     }
@@ -111,13 +111,10 @@ export class PacedGuests {
   #run(seconds: number): number {
     const from = performance.now();
     const until = from + seconds * 1000;
-    let now = from;
-    this.#last = from;
-    do {
-      now = performance.now();
-      this.#turn(now, true);
-    } while (now < until);
-    return (now - from) / 1000;
+    this.#last = clock();
+    do this.#turn(clock(), true);
+    while (performance.now() < until);
+    return (performance.now() - from) / 1000;
   }
 
   /** Frames that each direction has taken and not delivered. */
@@ -133,7 +130,7 @@ export class PacedGuests {
   #drain(): void {
     let now = performance.now();
     for (let last = now; this.#onTheWay() > 0; now = performance.now()) {
-      if (this.#turn(now, false)) last = now;
+      if (this.#turn(clock(), false)) last = now;
       const taken = this.ports.every((port) => port.room(port.tx.mask + 1) > port.tx.mask);
       if (now - last > (taken ? QUIET_MS : STUCK_MS)) break;
     }
@@ -183,7 +180,9 @@ export class PacedGuests {
       /** taken by the switch and not delivered */
       lost,
       lossPercent: due === 0 ? 0 : (100 * (lost + refused)) / due,
-      kept: missed <= (due * MISSED_PERCENT) / 100,
+      kept: missed <= (due * this.#pace.missed) / 100,
+      /** frames a second that each sender did offer */
+      offered: (due - missed) / seconds / senders,
       latency: timesOf(times),
       impossible: times.impossible,
       /** how finely the generator tells time */

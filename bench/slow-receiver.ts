@@ -44,7 +44,7 @@ host.on('destroyed', gone);
 function receive(from: VhostPort): void {
   const until = performance.now() + TURN_MS;
   for (let now = performance.now(); now < until; now = performance.now()) {
-    const due = bucket.advance(now - last);
+    const due = bucket.advance(Math.round((now - last) * 1e6));
     last = now;
     if (due < BURST_SIZE) continue;
     const n = from.receive();

@@ -9,7 +9,7 @@ export class TokenBucket {
   refused = 0;
   /** how many times some were missed */
   stalls = 0;
-  readonly #perMs: number;
+  readonly #perNs: number;
   readonly #depth: number;
   #tokens = 0;
 
@@ -20,17 +20,18 @@ export class TokenBucket {
   constructor(rate: number, depth: number) {
     if (!(rate > 0) || !(depth >= 1))
       throw new RangeError(`no bucket of ${depth} frames fills with ${rate} frames a second`);
-    this.#perMs = rate / 1000;
+    this.#perNs = rate / 1e9;
     this.#depth = depth;
   }
 
   /**
    * Lets time pass. Frames that were due before and not taken out had found no room; if the bucket overflows, they are what is
    * refused, and the rest of what overflows is missed.
+   * @param ns whole nanoseconds: small numbers, which cost no memory to be passed
    * @returns whole frames that are to be sent now
    */
-  advance(ms: number): number {
-    const became = this.#perMs * ms;
+  advance(ns: number): number {
+    const became = this.#perNs * ns;
     const waiting = Math.floor(this.#tokens);
     this.due += became;
     this.#tokens += became;

@@ -30,6 +30,8 @@ export interface Times {
 export interface PacedResult extends DriveResult {
   /** frames a second that each sender was to offer */
   readonly rate: number;
+  /** and did offer */
+  readonly offered: number;
   /** entries of each ring */
   readonly ring: number;
   readonly due: number;
@@ -52,6 +54,7 @@ export interface SearchOptions {
   readonly tries: number;
   readonly percent: number;
   readonly tolerate: number;
+  readonly missed: number;
   /** the rate to begin with, frames a second from each sender; undefined: measured */
   readonly top: number | undefined;
 }
@@ -64,6 +67,7 @@ export const SEARCH_ARGS = {
   tries: { type: 'string', default: '3' },
   precision: { type: 'string', default: '2' },
   tolerate: { type: 'string', default: '0' },
+  missed: { type: 'string', default: '0.1' },
   top: { type: 'string' },
 } as const;
 
@@ -72,6 +76,7 @@ export const SEARCH_USAGE = `  --trial-seconds 2  --warmup 0.5
   --tries 3                  a trial that does not pass is repeated, so often in all
   --precision 2              percent of the rate at which a search ends
   --tolerate 0               percent of the frames that may be lost
+  --missed 0.1               percent of the frames that the generator may miss: more, and the rate was not kept
   --top MPPS                 both directions together, the rate to begin with; else a quarter more than goes through`;
 
 /** A number that is not negative. Throws RangeError. */
@@ -93,6 +98,7 @@ export function searchOptions(
     tries: countOf(values.tries, 'tries'),
     percent: percentOf(values.precision, 'precision'),
     tolerate: percentOf(values.tolerate, 'tolerate'),
+    missed: percentOf(values.missed, 'missed'),
     top: top === undefined ? undefined : (top * 1e6) / 2,
   };
 }
@@ -117,9 +123,10 @@ export function verdictOf({ kept, lossPercent, lost, refused, stalls, ring }: Pa
   return lost + refused <= stalls * ring ? 'unclear' : 'loss';
 }
 
-/** Runs the generator at a rate of so many frames a second from each sender. */
-export function paced(peer: BenchPeer, load: Drive, rate: number): Promise<PacedResult> {
-  return drive<PacedResult>(peer, { ...load, more: [...load.more, '--rate', String(Math.round(rate))] });
+/** Runs the generator at a rate of so many frames a second from each sender. `missed`: percent of them that it may miss */
+export function paced(peer: BenchPeer, load: Drive, rate: number, missed: number): Promise<PacedResult> {
+  const more = [...load.more, '--rate', String(Math.round(rate)), '--missed', String(missed)];
+  return drive<PacedResult>(peer, { ...load, more });
 }
 
 /** A rate as people read it: both directions together. */
@@ -136,12 +143,12 @@ export async function throughput(
   label: string,
   peer: BenchPeer,
   load: Drive,
-  { steps, tries, percent, tolerate, top: given }: SearchOptions,
+  { steps, tries, percent, tolerate, missed: mayMiss, top: given }: SearchOptions,
 ): Promise<SearchResult> {
   const top = given ?? (TOP * (await drive(peer, load)).mpps * 1e6) / 2;
   return await searchRate({ top, steps, percent }, (rate) =>
     bestOf(tries, async () => {
-      const result = await paced(peer, load, rate);
+      const result = await paced(peer, load, rate, mayMiss);
       const verdict = verdictOf(result, tolerate);
       const { due, lost, refused, missed, stalls } = result;
       const figures = `of ${due} frames lost ${lost}, refused ${refused}; missed by the generator ${missed} in ${stalls} pauses`;

@@ -6,29 +6,32 @@ import { bestOf, searchRate, type Verdict } from '../../bench/rate-search.ts';
 import { TokenBucket } from '../../bench/token-bucket.ts';
 import { type PacedResult, verdictOf } from '../../bench/trials.ts';
 
+/** ns */
+const MS = 1e6;
+
 describe('token bucket', () => {
   test('frames are due at the rate, and what is due is all there is', () => {
     const bucket = new TokenBucket(1000, 8);
-    assert.equal(bucket.advance(0.5), 0);
-    assert.equal(bucket.advance(0.5), 1);
+    assert.equal(bucket.advance(0.5 * MS), 0);
+    assert.equal(bucket.advance(0.5 * MS), 1);
     bucket.take(1);
-    assert.equal(bucket.advance(3), 3);
+    assert.equal(bucket.advance(3 * MS), 3);
     bucket.take(3);
     assert.deepEqual([bucket.due, bucket.missed, bucket.refused], [4, 0, 0]);
   });
 
   test('who sends comes too late: what the bucket does not hold is missed', () => {
     const bucket = new TokenBucket(1000, 8);
-    assert.equal(bucket.advance(20), 8);
+    assert.equal(bucket.advance(20 * MS), 8);
     assert.deepEqual([bucket.due, bucket.missed, bucket.refused, bucket.stalls], [20, 12, 0, 1]);
   });
 
   test('what waited for room is refused, the rest is missed', () => {
     const bucket = new TokenBucket(1000, 8);
-    bucket.advance(6);
-    assert.equal(bucket.advance(5), 8);
+    bucket.advance(6 * MS);
+    assert.equal(bucket.advance(5 * MS), 8);
     assert.deepEqual([bucket.missed, bucket.refused], [0, 3]);
-    bucket.advance(20);
+    bucket.advance(20 * MS);
     assert.deepEqual([bucket.missed, bucket.refused], [12, 11]);
     bucket.reset();
     assert.deepEqual([bucket.due, bucket.missed, bucket.refused], [0, 0, 0]);
@@ -56,7 +59,7 @@ describe('token bucket', () => {
           let sent = 0;
           let left = 0;
           for (const { ms, room } of turns) {
-            const due = bucket.advance(ms);
+            const due = bucket.advance(Math.round(ms * MS));
             assert.ok(due <= depth);
             const n = Math.min(due, room);
             bucket.take(n);
