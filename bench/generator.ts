@@ -5,11 +5,13 @@
  *   node bench/generator.ts --socket A --socket B [--core 1] [--size 64] [--touch] [--ring 256] [--seconds 2] [--warmup 0.5]
  *                           [--mergeable] [--packed] [--in-order] [--no-event-idx] [--indirect] [--one-way] [--buffer 2048]
  *                           [--burst 32] [--rx-block 1] [--tx-block 1]
+ *   node bench/generator.ts … --rate PPS [--echo] [--missed 0.1]  sends so many frames a second from each port, and times some of them
  *   node bench/generator.ts --loopback [--ports 2] …    what the generator itself can do, without a switch
  *
  * A block: buffers are given to the device in multiples of so many, up to a multiple of it in the ring.
  * Untouched: only ring indexes move, or a packed ring's descriptors. Touched: before a frame is offered, one 32-bit word is written in each of its cache lines
  * (a running number in the first) and its packet header is cleared; of each received frame one word in each cache line is read.
+ * With a rate the first line is touched always, and the others if so asked. Echo: the second port sends back what it receives.
  */
 import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -29,6 +31,8 @@ import {
 import { VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_HDR_MRG_RXBUF } from '../src/uapi/virtio-net.ts';
 import { ADDRESSES_LEN, frameOf, macOf } from './frames.ts';
 import { Loopback } from './loopback.ts';
+import { PacedGuests } from './paced.ts';
+import { CARRIED } from './paced-port.ts';
 import { StaticPort } from './static-port.ts';
 import { DISORDERED, type StaticRing } from './static-ring.ts';
 
@@ -58,6 +62,9 @@ const { values: args } = parseArgs({
     'rx-block': { type: 'string', default: '1' },
     'tx-block': { type: 'string', default: '1' },
     'one-way': { type: 'boolean', default: false },
+    rate: { type: 'string' },
+    missed: { type: 'string', default: '0.1' },
+    echo: { type: 'boolean', default: false },
     loopback: { type: 'boolean', default: false },
     ports: { type: 'string', default: '2' },
   },
@@ -244,6 +251,26 @@ function measure(ports: readonly StaticPort[]) {
   };
 }
 
+/** The same at a rate, with times in place of a ceiling. */
+function measurePaced(ports: readonly StaticPort[], headerLen: number) {
+  const lines = touch ? Math.ceil((headerLen + size) / 64) : 1;
+  const { echo, 'one-way': oneWay } = args;
+  const seconds = Number(args.seconds);
+  const rates = { rate: Number(args.rate), bucket: ringSize / 2, missed: Number(args.missed) };
+  const pace = { ...rates, warmup: Number(args.warmup), seconds, echo, oneWay, lines, device };
+  const guests = new PacedGuests(ports, pace);
+  let preemptedBefore = 0;
+  const figures = guests.measure(() => {
+    preemptedBefore = preemptions();
+  });
+  const preempted = preemptions() - preemptedBefore;
+  const inOrder = ports.every(({ rx, tx }) => [rx, tx].every((r) => r.inOrder(Math.min(r.total, ringSize))));
+  return { ...figures, inOrder, preempted };
+}
+
+const run = (ports: readonly StaticPort[], headerLen: number) =>
+  args.rate === undefined ? measure(ports) : measurePaced(ports, headerLen);
+
 async function connect(): Promise<VirtioUser[]> {
   const features = featureMask(
     VIRTIO_F_VERSION_1,
@@ -286,7 +313,7 @@ function makeLoopback(): { ports: StaticPort[]; pairs: NetPair[] } {
   const pairs = rams.map((ram) => new NetPair(ram, options));
   const ports = pairs.map((pair, i) => portOf(i, pair, rams[i], 12));
   const drivers = pairs.flatMap(({ rings }) => rings.map(({ driver }) => driver));
-  device = new Loopback(ports, drivers, 12 + size);
+  device = new Loopback(ports, drivers, 12 + size, args.rate === undefined ? [] : CARRIED);
   return { ports, pairs };
 }
 
@@ -295,7 +322,7 @@ const load = { size, touch, ring: ringSize, ports: nPorts, oneWay: args['one-way
 if (loopback) {
   const { ports, pairs } = makeLoopback();
   const verified = await check(ports, 12, false);
-  console.log(JSON.stringify({ ...load, loopback, verified, ...measure(ports) }));
+  console.log(JSON.stringify({ ...load, loopback, verified, ...run(ports, 12) }));
   for (const pair of pairs) await pair.close();
 } else {
   const startedAt = performance.now();
@@ -305,7 +332,7 @@ if (loopback) {
   const { headerLen } = cards[0];
   const ports = cards.map((card, i) => portOf(i, card.pairs[0], card.ram, headerLen));
   const verified = await check(ports, headerLen, true);
-  const result = measure(ports);
+  const result = run(ports, headerLen);
   await sleep(0); // a connection that was lost meanwhile is noticed now
   if (cards.some((card) => !card.connected)) throw new Error('the switch closed a connection');
   console.log(JSON.stringify({ ...load, headerLen, connectMs, firstFrameMs, verified, ...result }));

@@ -1,6 +1,6 @@
 /**
  * A device that does nothing but mark buffers used: what the generator reaches with it is the generator's own ceiling.
- * It moves no payload, and runs on the generator's thread, so its cost counts against the ceiling.
+ * It moves no payload, but words of it that it is told to, and runs on the generator's thread, so its cost counts against the ceiling.
  */
 import {
   VRING_AVAIL,
@@ -28,9 +28,26 @@ interface End {
 export class Loopback {
   readonly #rx: readonly End[];
   readonly #tx: readonly End[];
+  readonly #ports: readonly StaticPort[];
+  readonly #words: readonly number[];
+  /** the next place of each port's rings */
+  readonly #rxAt: number[];
+  readonly #txAt: number[];
 
-  /** Port i's frames "arrive" at port i + 1. `frameLen`: bytes, header included, that used buffers tell. */
-  constructor(ports: readonly StaticPort[], drivers: readonly DriverRing[], frameLen: number) {
+  /**
+   * Port i's frames "arrive" at port i + 1. `frameLen`: bytes, header included, that used buffers tell. `words`: 32-bit words of a
+   * buffer that do arrive.
+   */
+  constructor(
+    ports: readonly StaticPort[],
+    drivers: readonly DriverRing[],
+    frameLen: number,
+    words: readonly number[] = [],
+  ) {
+    this.#ports = ports;
+    this.#words = words;
+    this.#rxAt = ports.map(({ rx }) => rx.used);
+    this.#txAt = ports.map(({ tx }) => tx.used);
     this.#rx = ports.map(({ rx }, i) => endOf(rx, drivers[2 * i], frameLen));
     this.#tx = ports.map(({ tx }, i) => endOf(tx, drivers[2 * i + 1], 0));
   }
@@ -41,8 +58,24 @@ export class Loopback {
     const rx = this.#rx;
     for (let i = 0; i < tx.length; i++) {
       const n = tx[i].use(BURST);
-      if (n > 0) rx[i + 1 < tx.length ? i + 1 : 0].use(n);
+      if (n === 0) continue;
+      const to = i + 1 < tx.length ? i + 1 : 0;
+      const m = rx[to].use(n);
+      if (this.#words.length > 0) this.#carry(i, n, to, m);
     }
+  }
+
+  /** Of `n` frames from port `from`, `m` go to port `to`. */
+  #carry(from: number, n: number, to: number, m: number): void {
+    const { tx } = this.#ports[from];
+    const { rx } = this.#ports[to];
+    for (let k = 0; k < m; k++) {
+      const source = tx.bufferIdx[(this.#txAt[from] + k) & tx.mask];
+      const target = rx.bufferIdx[(this.#rxAt[to] + k) & rx.mask];
+      for (const word of this.#words) rx.i32[target + word] = tx.i32[source + word];
+    }
+    this.#txAt[from] += n;
+    this.#rxAt[to] += m;
   }
 }
 

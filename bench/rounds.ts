@@ -34,7 +34,7 @@ export const PEERS: Record<string, { needs?: Peer; make: (options: BenchPeerOpti
   ovs: { needs: 'ovs', make: ovsPeer },
 };
 
-const WARM_UP_SECONDS = '1';
+export const WARM_UP_SECONDS = '1';
 
 /** To the terminal, beside the result. */
 export const say = (text: string) => process.stderr.write(`${text}\n`);
@@ -76,10 +76,10 @@ export function rotated(keys: readonly string[], by: number): string[] {
 }
 
 /** Leaves out the peers that cannot be had here, and says why. Throws if none is left. */
-export async function havePeers(keys: readonly string[]): Promise<string[]> {
-  const { leftOut } = await ensurePeers(keys.flatMap((key) => PEERS[key].needs ?? []));
+export async function havePeers(keys: readonly string[], peers = PEERS): Promise<string[]> {
+  const { leftOut } = await ensurePeers([...new Set(keys.flatMap((key) => peers[key].needs ?? []))]);
   for (const { peer, why } of leftOut) say(`${peer} is left out: ${why}`);
-  const present = keys.filter((key) => !leftOut.some(({ peer }) => peer === PEERS[key].needs));
+  const present = keys.filter((key) => !leftOut.some(({ peer }) => peer === peers[key].needs));
   if (present.length === 0) throw new Error('no peer is left to be measured');
   return present;
 }
@@ -95,14 +95,18 @@ export async function tellIfBusy(label: string): Promise<void> {
   if (busy > QUIET_PERCENT) say(`${label}  the machine is busy with something else: ${busy.toFixed(0)} %`);
 }
 
-/** What the generator prints, as far as it is used here. */
-export interface GeneratorResult {
+/** What the generator prints, whatever the load. */
+export interface DriveResult {
   mpps: number;
   seconds: number;
   firstFrameMs: number;
   inOrder: boolean;
   disorder: number;
   preempted: number;
+}
+
+/** And with all that goes in, as far as it is used here. */
+export interface GeneratorResult extends DriveResult {
   waitPercent: number;
   directions: { sent: number; received: number }[];
 }
@@ -120,8 +124,11 @@ export interface Drive {
   more: readonly string[];
 }
 
-/** Runs the generator once against a peer that is up. Throws with its last lines if it fails. */
-async function drive(peer: BenchPeer, load: Drive): Promise<GeneratorResult> {
+/**
+ * Runs the generator once against a peer that is up. Throws with its last lines if it fails.
+ * @typeParam R what the generator prints with the options of the load
+ */
+export async function drive<R extends DriveResult = GeneratorResult>(peer: BenchPeer, load: Drive): Promise<R> {
   const { core, size, touch, seconds, warmup, ring, more } = load;
   const generator = new PeerProcess({
     name: 'generator',
@@ -141,7 +148,7 @@ async function drive(peer: BenchPeer, load: Drive): Promise<GeneratorResult> {
     const reason = /^\w*Error.*$/m.exec(generator.outputSince(0))?.[0];
     throw new Error(reason ?? `${generator.endedHow}: ${generator.lastLines(3)}`);
   }
-  const result = JSON.parse(line) as GeneratorResult;
+  const result = JSON.parse(line) as R;
   if (!result.inOrder || result.disorder > 0) throw new Error('frames came out of order');
   return result;
 }

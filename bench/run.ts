@@ -1,5 +1,8 @@
 /** `npm run bench -- NAME [options]`: runs a benchmark of this folder. */
+import { USAGE as LATENCY_USAGE, latency } from './latency.ts';
 import { USAGE as PATHS_USAGE, paths } from './paths.ts';
+import { USAGE as RETRY_USAGE, retry } from './retry.ts';
+import { USAGE as RFC2544_USAGE, rfc2544 } from './rfc2544.ts';
 import { USAGE as TCP_USAGE, tcp } from './tcp.ts';
 import { USAGE as UPLINK_USAGE, uplink } from './uplink.ts';
 import { USAGE as VM2VM_USAGE, vm2vm } from './vm2vm.ts';
@@ -7,6 +10,9 @@ import { USAGE as VM2VM_USAGE, vm2vm } from './vm2vm.ts';
 const BENCHMARKS: Record<string, { usage: string; run: (argv: readonly string[]) => Promise<void> }> = {
   vm2vm: { usage: VM2VM_USAGE, run: vm2vm },
   paths: { usage: PATHS_USAGE, run: paths },
+  latency: { usage: LATENCY_USAGE, run: latency },
+  rfc2544: { usage: RFC2544_USAGE, run: rfc2544 },
+  retry: { usage: RETRY_USAGE, run: retry },
   tcp: { usage: TCP_USAGE, run: tcp },
   uplink: { usage: UPLINK_USAGE, run: uplink },
 };
