@@ -93,5 +93,6 @@ for (const [mode, options] of CASES)
     assert.ok(packets() - packetsBefore >= (rounds * PACKETS) / 2, 'the packets were forwarded');
     assert.ok(least < TOLERANCE, `half a million packets allocate ${least} bytes`);
     const kept = heapUsed() - before;
-    assert.ok(kept < TOLERANCE, `${kept} bytes are kept`);
+    // what the compiler learns meanwhile is kept too; a byte a packet would be more
+    assert.ok(kept < PACKETS, `${kept} bytes are kept`);
   });
