@@ -7,8 +7,7 @@ import type { WindowHandle, WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import { kickReceive, kickTransmit, XdpStatistics } from '../sys/xdp-socket.ts';
 import { ETHHDR } from '../uapi/ip.ts';
-import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
-import { BURST_SIZE, type Burst, FRONT_BYTES, FRONT_WORDS, HEADER_BYTES } from '../virtio-net/burst.ts';
+import { BURST_SIZE, type Burst, FRONT_BYTES, FRONT_WORDS } from '../virtio-net/burst.ts';
 import { MIN_BOUNCE_BYTES, OFFLOAD_FULL, OffloadStage } from '../virtio-net/offload-stage.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
 import { XdpGroup, type XdpGroupPlace, XdpReceiveRing, type XdpRingPlace, XdpTransmitRing } from './xdp-rings.ts';
@@ -19,8 +18,6 @@ export const XDP_BOUNCE_BYTES = 2 ** Math.ceil(Math.log2(MIN_BOUNCE_BYTES + 4096
 const ENXIO = 6;
 const ENODEV = 19;
 const ENETDOWN = 100;
-
-const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 
 /** A socket in the window, of group `group`. */
 interface XdpSocketPlace {
@@ -184,11 +181,11 @@ export class AfXdpPort implements DevicePort {
   /** Sends what the offload stage makes of a packet. @returns false if some of its frames, and all behind that one, are not sent */
   #putMade(burst: Burst, packet: number): boolean {
     const offload = this.#offload;
-    let n = this.#convert(burst, packet);
+    let n = offload.convertPacket(this.#windows, burst, packet);
     if (n === OFFLOAD_FULL) {
       this.#flush();
       offload.reset();
-      n = this.#convert(burst, packet);
+      n = offload.convertPacket(this.#windows, burst, packet);
     }
     if (n < 0) {
       this.counters[PORT_SLOTS.rx_drop_bad_offload]++;
@@ -201,21 +198,6 @@ export class AfXdpPort implements DevicePort {
       this.#copy(offload.window, offload.off[frame], off, len);
     }
     return true;
-  }
-
-  #convert({ segments, first, len, header }: Burst, packet: number): number {
-    const at = HEADER_BYTES * packet;
-    return this.#offload.convert(
-      this.#windows,
-      segments,
-      first[packet],
-      first[packet + 1],
-      len[packet],
-      header.getUint8(at + HDR.gso_type),
-      header.getUint16(at + HDR.gso_size, true),
-      header.getUint16(at + HDR.csum_start, true),
-      header.getUint16(at + HDR.csum_offset, true),
-    );
   }
 
   /** Sends a frame that lies in pieces `begin` to `end` − 1. @returns false if it is dropped */

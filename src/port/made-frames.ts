@@ -4,12 +4,8 @@
 
 import type { WindowViews } from '../mem/window.ts';
 import type { WindowAddresses } from '../mem/window-address.ts';
-import { VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
-import { HEADER_BYTES } from '../virtio-net/burst.ts';
 import { MIN_BOUNCE_BYTES, OffloadStage } from '../virtio-net/offload-stage.ts';
 import type { DeviceTools } from './device-port.ts';
-
-const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 
 /** What one lcore's port takes of its window. */
 export const MADE_BYTES = Math.ceil((MIN_BOUNCE_BYTES + 64) / 4096) * 4096;
@@ -30,20 +26,8 @@ export class MadeFrames {
   /** Makes finished frames of packet `i`, in place of those before. @returns how many; none: its headers are malformed */
   make(i: number): number {
     const { burst } = this.#tools.ringStage;
-    const { segments, first, len, header } = burst;
-    const at = HEADER_BYTES * i;
     this.#stage.reset();
-    const n = this.#stage.convert(
-      this.#tools.windows,
-      segments,
-      first[i],
-      first[i + 1],
-      len[i],
-      header.getUint8(at + HDR.gso_type),
-      header.getUint16(at + HDR.gso_size, true),
-      header.getUint16(at + HDR.csum_start, true),
-      header.getUint16(at + HDR.csum_offset, true),
-    );
+    const n = this.#stage.convertPacket(this.#tools.windows, burst, i);
     return Math.max(n, 0);
   }
 

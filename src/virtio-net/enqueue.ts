@@ -140,11 +140,11 @@ export class Enqueuer {
    */
   #fillMade(vring: NetVring, burst: Burst, packet: number): number {
     const offload = this.#offload;
-    let n = this.#convert(burst, packet);
+    let n = offload.convertPacket(this.#windows, burst, packet);
     if (n === OFFLOAD_FULL) {
       this.#flush();
       offload.reset();
-      n = this.#convert(burst, packet);
+      n = offload.convertPacket(this.#windows, burst, packet);
     }
     if (n < 0) return DROP_BAD_OFFLOAD;
     const made = this.#made;
@@ -157,21 +157,6 @@ export class Enqueuer {
       tallyPacket(burst, packet, offload.len[frame]);
     }
     return DELIVERED;
-  }
-
-  #convert({ segments, first, len, header }: Burst, packet: number): number {
-    const at = HEADER_BYTES * packet;
-    return this.#offload.convert(
-      this.#windows,
-      segments,
-      first[packet],
-      first[packet + 1],
-      len[packet],
-      header.getUint8(at + HDR.gso_type),
-      header.getUint16(at + HDR.gso_size, true),
-      header.getUint16(at + HDR.csum_start, true),
-      header.getUint16(at + HDR.csum_offset, true),
-    );
   }
 
   /** Makes copies go from window `src` to window `dst` from now on. */

@@ -29,8 +29,12 @@ import {
   VIRTIO_NET_HDR_GSO_TCPV6,
   VIRTIO_NET_HDR_GSO_UDP,
   VIRTIO_NET_HDR_GSO_UDP_L4,
+  VIRTIO_NET_HDR_MRG_RXBUF,
 } from '../uapi/virtio-net.ts';
 import type { SegmentList } from '../virtqueue/segments.ts';
+import { type Burst, HEADER_BYTES } from './burst.ts';
+
+const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 
 const MAX_IP_LEN = 65535;
 /** The largest packet with something left undone, bytes: two VLAN tags, an IPv6 header, and what its length field can say. */
@@ -105,6 +109,22 @@ export class OffloadStage {
   reset(): void {
     this.count = 0;
     this.#freeOff = this.#framesOff;
+  }
+
+  /** As `convert`, for packet `i` of a burst. */
+  convertPacket(windows: readonly WindowViews[], { segments, first, len, header }: Burst, i: number): number {
+    const at = HEADER_BYTES * i;
+    return this.convert(
+      windows,
+      segments,
+      first[i],
+      first[i + 1],
+      len[i],
+      header.getUint8(at + HDR.gso_type),
+      header.getUint16(at + HDR.gso_size, true),
+      header.getUint16(at + HDR.csum_start, true),
+      header.getUint16(at + HDR.csum_offset, true),
+    );
   }
 
   /**
