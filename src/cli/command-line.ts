@@ -6,7 +6,8 @@ import { type PortRequest, portName } from '../control/uplinks.ts';
 import { ConfigError } from '../errors.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
 import { FLAG, fold, formatHelp, givenValue, notesOn, type Option, optionName, refuseLater } from './options.ts';
-import { resolveSwitch, SWITCH, type SwitchSettings, uplinkNotes } from './switch-options.ts';
+import { SWITCH } from './switch-options.ts';
+import { resolveSwitch, type SwitchSettings, uplinkNotes } from './switch-settings.ts';
 import { takeApart } from './two-sides.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */

@@ -3,7 +3,8 @@ import { test } from 'node:test';
 import fc from 'fast-check';
 import { parseCommandLine } from '../../src/cli/command-line.ts';
 import { parseOptions } from '../../src/cli/options.ts';
-import { resolveSwitch, SWITCH, uplinkNotes } from '../../src/cli/switch-options.ts';
+import { SWITCH } from '../../src/cli/switch-options.ts';
+import { resolveSwitch, uplinkNotes } from '../../src/cli/switch-settings.ts';
 import type { ConfigError } from '../../src/errors.ts';
 
 const app = (...args: string[]) => parseCommandLine(['--', ...args]);
