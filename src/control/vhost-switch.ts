@@ -179,6 +179,7 @@ export class VhostSwitch {
       name,
       ...this.#permissions,
       tapFeatures: TAP_FEATURES,
+      pool: this.#pool,
       log,
       createDevice,
       onGone: onFatal,
