@@ -14,6 +14,9 @@ import { makeTempDir, removeTempDir, runToEnd } from './process.ts';
 /** Where the project lies in the machine. */
 export const PROJECT = '/project';
 
+/** Where the machine finds the programs of its initial RAM disk. */
+export const BUSYBOX = '/usr/local/bin';
+
 /** Node's settings to find compiled what it has compiled before; under emulation a start then takes a quarter of the time. */
 export const COMPILE_CACHE = `NODE_COMPILE_CACHE=${PROJECT}/.cache/node NODE_COMPILE_CACHE_PORTABLE=1`;
 
@@ -24,28 +27,24 @@ const BUILD_MS = 120_000;
 const MIB = 2 ** 20;
 const SLACK = 1.1;
 
-/** Programs by name: what the harness starts its peers with, and what mkguest.sh needs to find its image up to date. */
+/** Programs by name: the peers, what the harness starts them with, and what mkguest.sh takes. The rest is the machine's busybox. */
 const PROGRAMS = [
   ...[
-    'bash',
-    'dash',
     'sh',
+    'bash',
     'env',
-    'cat',
-    'cp',
-    'cut',
-    'dirname',
-    'id',
-    'ls',
-    'ln',
-    'mkdir',
-    'mv',
-    'rm',
     'realpath',
-    'sleep',
+    'setpriv',
+    'nice',
+    'stdbuf',
+    'taskset',
+    'flock',
+    'nsenter',
+    'ldd',
+    'mke2fs',
+    'ip',
   ],
-  ...['nice', 'stdbuf', 'setpriv', 'taskset', 'flock', 'nsenter', 'mount', 'umount', 'mke2fs', 'ip'],
-  ...['dpdk-testpmd', 'qemu-system-x86_64', 'ldd', 'grep', 'sed', 'head', 'timeout', 'kill', 'uname', 'df', 'ps'],
+  ...['dpdk-testpmd', 'qemu-system-x86_64'],
 ];
 /** DPDK's plug-ins; it loads all that are there. */
 const PLUGINS = ['librte_bus_pci', 'librte_bus_vdev', 'librte_mempool_ring', 'librte_net_vhost', 'librte_net_virtio'];
@@ -99,7 +98,7 @@ async function makePrograms(): Promise<string> {
       fs.mkdirSync(join(tree, 'usr', name), { recursive: true });
       fs.symlinkSync(`usr/${name}`, join(tree, name));
     }
-    const empty = ['proc', 'sys', 'dev', 'tmp', 'run', 'root', 'etc', 'var', PROJECT];
+    const empty = ['proc', 'sys', 'dev', 'tmp', 'run', 'root', 'etc', 'var', 'usr/local', BUSYBOX, PROJECT];
     for (const name of empty) fs.mkdirSync(join(tree, name));
     fs.symlinkSync('/run', join(tree, 'var/run'));
     fs.writeFileSync(join(tree, 'etc/passwd'), 'root:x:0:0:root:/root:/bin/sh\n');

@@ -5,7 +5,7 @@
  */
 import { writeFileSync } from 'node:fs';
 import type { ShellResult } from './guest-agent.ts';
-import { COMPILE_CACHE, machineDisks, PROJECT } from './machine-image.ts';
+import { BUSYBOX, COMPILE_CACHE, machineDisks, PROJECT } from './machine-image.ts';
 import { makeTempDir, removeTempDir } from './process.ts';
 import { QemuGuest } from './qemu.ts';
 
@@ -21,6 +21,7 @@ export interface MachineOptions {
 
 /** Where the root disk is mounted on the way in. */
 const MOUNTED = '/mnt';
+const PATH = `PATH=/usr/sbin:/usr/bin:${BUSYBOX}`;
 const BOOT_MS = 120_000;
 const SHORT_MS = 60_000;
 
@@ -73,6 +74,7 @@ export class Machine {
       `mount -t ext4 /dev/vda ${MOUNTED}`,
       `mount -t ext4 /dev/vdb ${MOUNTED}${PROJECT}`,
       ...bind,
+      `mount --bind /bin ${MOUNTED}${BUSYBOX}`,
       `mount -t tmpfs shm ${MOUNTED}/dev/shm`,
       `mount -t tmpfs run ${MOUNTED}/run`,
       'ip link set lo up',
@@ -83,7 +85,7 @@ export class Machine {
 
   /** Runs a shell command as root in the project's folder. After a time-out it still runs, and later ones wait for it. */
   sh(command: string, timeoutMs = SHORT_MS): Promise<ShellResult> {
-    const script = Buffer.from(`export ${COMPILE_CACHE}; cd ${PROJECT} && { ${command}\n}`).toString('base64');
+    const script = Buffer.from(`export ${PATH} ${COMPILE_CACHE}; cd ${PROJECT} && { ${command}\n}`).toString('base64');
     return this.#guest.sh(
       `echo ${script} | base64 -d >/tmp/.command; chroot ${MOUNTED} /bin/sh /tmp/.command`,
       timeoutMs,
