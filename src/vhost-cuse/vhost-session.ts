@@ -1,0 +1,238 @@
+/**
+ * What one open of the device has agreed on, and what its ioctls do: checks the numbers, fetches what lies in the opener, and tells the
+ * device, which keeps the state machine. Here is only what vhost-net has and the device has not: an owner, and back ends.
+ *
+ * A ring of vhost-net is at work while it has a back end (NET_SET_BACKEND) and a kick. So the kick is kept here, and the device gets a
+ * duplicate of it, which starts the ring, when both are there. The back end itself, a tap, is left alone: packets go to the switch.
+ * @see linux/vhost.h; kernel drivers/vhost/vhost.c, net.c
+ */
+import { closeSync } from 'node:fs';
+import { ProtocolError } from '../errors.ts';
+import { duplicateFd } from '../sys/descriptor.ts';
+import { isEventfd } from '../sys/eventfd.ts';
+import { VHOST_FILE_UNBIND, VHOST_NET_F_VIRTIO_NET_HDR } from '../uapi/vhost-ioctl.ts';
+import { VHOST_VRING_F_LOG } from '../uapi/vhost-user.ts';
+import { featureMask, hasFeature } from '../uapi/virtio.ts';
+import { NO_FD, type VhostDevice } from '../vhost/vhost-device.ts';
+import type { VringAddrPayload, VringState } from '../vhost-user/message.ts';
+import { checkRegions } from '../vhost-user/regions.ts';
+import { Opener, processOf } from './opener.ts';
+import { type OpenerRegion, openMemory } from './opener-memory.ts';
+
+const HEADER_BIT = featureMask(VHOST_NET_F_VIRTIO_NET_HDR);
+
+/** A vring, and an eventfd or a tap: `fd` is the opener's. */
+export interface VringFile {
+  readonly index: number;
+  readonly fd: number;
+}
+
+/** What vhost-net knows of a ring and the device does not. */
+interface NetRing {
+  /** the opener's eventfd, a descriptor of our own, or NO_FD */
+  kick: number;
+  hasBackend: boolean;
+}
+
+export interface SessionOptions {
+  /**
+   * Features that a driver has by its tap, of which SET_FEATURES does not tell: what it may leave undone in packets, where their
+   * headers are the tap's.
+   */
+  readonly tapFeatures: bigint;
+  /** Something that is no reason to refuse. */
+  onProblem(problem: string): void;
+  /** The owner has ended, although another process keeps the device open. */
+  onOwnerGone(): void;
+}
+
+export class VhostSession {
+  readonly device: VhostDevice;
+  readonly #options: SessionOptions;
+  readonly #rings: NetRing[];
+  #owner: Opener | undefined;
+
+  constructor(device: VhostDevice, options: SessionOptions) {
+    this.device = device;
+    this.#options = options;
+    this.#rings = Array.from({ length: device.maxVrings }, () => ({ kick: NO_FD, hasBackend: false }));
+  }
+
+  /** Bit 27 is VHOST_NET_F_VIRTIO_NET_HDR here. */
+  get offeredFeatures(): bigint {
+    return this.device.offeredFeatures | HEADER_BIT;
+  }
+
+  /** Where the tap's packets have headers, those are the driver's own, and say what it has left undone. */
+  async setFeatures(features: bigint): Promise<void> {
+    const extra = features & ~this.offeredFeatures;
+    if (extra !== 0n) {
+      const bits = Array.from({ length: 64 }, (_, bit) => bit).filter((bit) => hasFeature(extra, bit));
+      throw new ProtocolError(
+        'PROTOCOL_FEATURES',
+        'SET_FEATURES',
+        `feature bits that were not offered: ${bits.join(', ')}`,
+      );
+    }
+    const byTap = hasFeature(features, VHOST_NET_F_VIRTIO_NET_HDR) ? 0n : this.#options.tapFeatures;
+    await this.device.setFeatures((features & ~HEADER_BIT) | byTap, false);
+  }
+
+  setBackendFeatures(features: bigint): void {
+    if (features === 0n) return;
+    throw new ProtocolError('PROTOCOL_FEATURES', 'SET_BACKEND_FEATURES', `0x${features.toString(16)}, must be 0`);
+  }
+
+  setOwner(thread: number): void {
+    if (this.#owner !== undefined)
+      throw new ProtocolError('OPENER_HAS_OWNER', 'SET_OWNER', `process ${this.#owner.pid} owns it already`);
+    this.#owner = new Opener(processOf('SET_OWNER', thread), () => this.#options.onOwnerGone());
+  }
+
+  /** @throws ProtocolError unless the thread is the owner's */
+  checkOwner(request: string, thread: number): void {
+    const pid = processOf(request, thread);
+    if (this.#owner?.pid === pid) return;
+    const owner = this.#owner === undefined ? 'nobody does: SET_OWNER comes first' : `process ${this.#owner.pid} does`;
+    throw new ProtocolError('OPENER_NOT_OWNER', request, `process ${pid} does not own the device, ${owner}`);
+  }
+
+  /** RESET_OWNER, also in the name of an owner that has ended. */
+  async reset(): Promise<void> {
+    await this.device.reset();
+    this.#forget();
+  }
+
+  /** The device goes. */
+  async destroy(): Promise<void> {
+    this.#forget();
+    await this.device.destroy();
+  }
+
+  #forget(): void {
+    this.#owner?.close();
+    this.#owner = undefined;
+    for (const ring of this.#rings) {
+      closeIfAny(ring.kick);
+      ring.kick = NO_FD;
+      ring.hasBackend = false;
+    }
+  }
+
+  async setMemTable(table: readonly OpenerRegion[]): Promise<void> {
+    const { device } = this;
+    if (table.length > device.maxMemSlots)
+      throw new ProtocolError(
+        'OPENER_TOO_MUCH',
+        'SET_MEM_TABLE',
+        `${table.length} regions, must be at most ${device.maxMemSlots}`,
+      );
+    checkRegions(
+      'SET_MEM_TABLE',
+      [],
+      table.map((region) => ({ ...region, fileOff: 0 })),
+    );
+    const regions = openMemory(this.#opener, table, device.maxMemSlots, this.#options.onProblem);
+    await device.setMemory(regions);
+  }
+
+  get #opener(): Opener {
+    return this.#owner as Opener;
+  }
+
+  async setVringNum({ index, num }: VringState): Promise<void> {
+    this.#checkIdle('SET_VRING_NUM', index);
+    await this.device.setVringNum(index, num);
+  }
+
+  async setVringBase({ index, num }: VringState): Promise<void> {
+    this.#checkIdle('SET_VRING_BASE', index);
+    await this.device.setVringBase(index, num);
+  }
+
+  /** vhost-net tells where a ring stands and lets it run on. */
+  async getVringBase({ index }: VringState): Promise<VringState> {
+    this.#ring('GET_VRING_BASE', index);
+    const num = await this.device.getVringBase(index, true);
+    await this.#start('GET_VRING_BASE', index);
+    return { index, num };
+  }
+
+  async setVringAddr({ index, ...addresses }: VringAddrPayload): Promise<void> {
+    this.#ring('SET_VRING_ADDR', index);
+    const unknown = addresses.flags & ~VHOST_VRING_F_LOG;
+    if (unknown !== 0)
+      throw new ProtocolError('PROTOCOL_FEATURES', 'SET_VRING_ADDR', `unknown flags 0x${unknown.toString(16)}`);
+    await this.device.setVringAddr(index, addresses);
+  }
+
+  async setVringKick({ index, fd }: VringFile): Promise<void> {
+    const ring = this.#ring('SET_VRING_KICK', index);
+    const kick = this.#takeEventfd('SET_VRING_KICK', fd);
+    closeIfAny(ring.kick);
+    ring.kick = kick;
+    if (!ring.hasBackend) return;
+    if (kick === NO_FD) await this.device.getVringBase(index, true);
+    else await this.#start('SET_VRING_KICK', index);
+  }
+
+  async setVringCall({ index, fd }: VringFile): Promise<void> {
+    this.#ring('SET_VRING_CALL', index);
+    await this.device.setVringCall(index, this.#takeEventfd('SET_VRING_CALL', fd));
+  }
+
+  async setVringErr({ index, fd }: VringFile): Promise<void> {
+    this.#ring('SET_VRING_ERR', index);
+    await this.device.setVringErr(index, this.#takeEventfd('SET_VRING_ERR', fd));
+  }
+
+  /** A ring begins with a back end, whatever that is, and ends without. */
+  async setBackend({ index, fd }: VringFile): Promise<void> {
+    const ring = this.#ring('NET_SET_BACKEND', index);
+    if (fd === VHOST_FILE_UNBIND) {
+      ring.hasBackend = false;
+      await this.device.getVringBase(index, true);
+      return;
+    }
+    closeSync(this.#opener.takeFd('NET_SET_BACKEND', fd));
+    if (ring.hasBackend) return;
+    ring.hasBackend = true;
+    try {
+      await this.#start('NET_SET_BACKEND', index);
+    } catch (error) {
+      ring.hasBackend = false;
+      await this.device.getVringBase(index, true);
+      throw error;
+    }
+  }
+
+  /** Starts a ring that has all that it takes. */
+  async #start(request: string, index: number): Promise<void> {
+    const { kick, hasBackend } = this.#ring(request, index);
+    if (hasBackend && kick !== NO_FD) await this.device.setVringKick(index, duplicateFd(kick));
+  }
+
+  #ring(request: string, index: number): NetRing {
+    const ring = this.#rings[index];
+    if (ring !== undefined) return ring;
+    throw new ProtocolError('PROTOCOL_VRING_INDEX', request, `vring ${index}, must be below ${this.#rings.length}`);
+  }
+
+  #checkIdle(request: string, index: number): void {
+    if (this.#ring(request, index).hasBackend)
+      throw new ProtocolError('VRING_BUSY', request, `vring ${index} runs; NET_SET_BACKEND with -1 stops it`);
+  }
+
+  /** A duplicate of the opener's eventfd, or NO_FD for −1. */
+  #takeEventfd(request: string, fd: number): number {
+    if (fd === VHOST_FILE_UNBIND) return NO_FD;
+    const taken = this.#opener.takeFd(request, fd);
+    if (isEventfd(taken)) return taken;
+    closeSync(taken);
+    throw new ProtocolError('PROTOCOL_FD_KIND', request, `descriptor ${fd} is not an eventfd`);
+  }
+}
+
+function closeIfAny(fd: number): void {
+  if (fd !== NO_FD) closeSync(fd);
+}
