@@ -5,11 +5,12 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { guestImage } from './guest-image.ts';
+import { programsDisk } from './machine-image.ts';
 import { probeNetns } from './netns.ts';
 import { PeerProcess, undoAtEnd } from './process.ts';
 
 /** A program, or set of programs, that tests or benchmarks run against. */
-export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'netns';
+export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'netns' | 'machine';
 
 /** What {@link ensurePeers} found or could do. */
 export interface PeersResult {
@@ -30,6 +31,13 @@ const NEEDS: Record<Peer, PeerNeeds> = {
   // the sample's source is in dpdk-doc, which bench/peers/dpdk-vhost.ts fetches and unpacks without installing it
   'dpdk-vhost': { packages: ['gcc', 'libc6-dev', 'make', 'pkg-config', 'libdpdk-dev', 'dpdk'] },
   netns: { packages: ['iproute2', 'procps'], prepare: async () => probeNetns() },
+  machine: {
+    packages: ['qemu-system-x86', 'xz-utils', 'dpdk', 'dpdk-dev', 'e2fsprogs', 'iproute2'],
+    prepare: async () => {
+      await guestImage();
+      await programsDisk();
+    },
+  },
   ovs: { packages: ['openvswitch-switch-dpdk', 'openvswitch-switch', 'openvswitch-common'] },
 };
 
