@@ -183,6 +183,7 @@ export class VhostSwitch {
       number,
       ...this.#permissions,
       tapFeatures: TAP_FEATURES,
+      pool: this.#pool,
       log,
       createDevice,
       onGone: onFatal,

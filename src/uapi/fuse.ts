@@ -81,7 +81,7 @@ export const FUSE_IOCTL_OUT = layout('fuse_ioctl_out', {
   in_iovs: 'u32',
   out_iovs: 'u32',
 });
-/** A piece of the caller's memory. Before minor version 16 it was a `struct iovec`, which has the same 16 bytes in a 64-bit process. */
+/** A piece of the caller's memory. Before minor version 16 it was a `struct iovec` of the caller's. */
 export const FUSE_IOCTL_IOVEC = layout('fuse_ioctl_iovec', { base: 'u64', len: 'u64' });
 /** Before minor version 21 `events` was padding. */
 export const FUSE_POLL_IN = layout('fuse_poll_in', { fh: 'u64', kh: 'u64', flags: 'u32', events: 'u32' });

@@ -28,8 +28,8 @@ import type { Layout } from '../uapi/layout.ts';
 
 /** The newest minor version whose structs are known here; requests of later ones are only longer. */
 export const SPOKEN_MINOR = 38;
-/** Below it there is no ioctl, no poll, and so no CUSE. */
-export const LEAST_MINOR = 11;
+/** Linux 3.1. Before it, pieces of the caller's memory were told in another form to 32-bit callers. */
+export const LEAST_MINOR = 16;
 
 /** A request whose header is sound. */
 export interface FuseRequest {

@@ -13,6 +13,8 @@ import {
   VHOST_RESET_OWNER,
   VHOST_SET_BACKEND_FEATURES,
   VHOST_SET_FEATURES,
+  VHOST_SET_LOG_BASE,
+  VHOST_SET_LOG_FD,
   VHOST_SET_MEM_TABLE,
   VHOST_SET_OWNER,
   VHOST_SET_VRING_ADDR,
@@ -47,6 +49,7 @@ export interface IoctlRow {
 
 const NOTHING = new Uint8Array(0);
 const U64_BYTES = 8;
+const S32_BYTES = 4;
 
 function told<T>(
   name: string,
@@ -75,6 +78,9 @@ const FILE: Pick<Payload<VringFile>, 'decode'> = {
     fd: view.getInt32(VHOST_VRING_FILE.off.fd, true),
   }),
 };
+
+const ADDRESS: Pick<Payload<number>, 'decode'> = { decode: (name, view) => getSafe64(name, view, 0, 'address') };
+const DESCRIPTOR: Pick<Payload<number>, 'decode'> = { decode: (_, view) => view.getInt32(0, true) };
 
 function file(name: string, use: (session: VhostSession, file: VringFile) => Promise<void>): IoctlRow {
   return told(name, FILE, VHOST_VRING_FILE.size, use);
@@ -139,6 +145,8 @@ export const IOCTLS: ReadonlyMap<number, IoctlRow> = new Map([
       inputSize: tableSize,
     },
   ],
+  [VHOST_SET_LOG_BASE, told('SET_LOG_BASE', ADDRESS, U64_BYTES, (session, base) => session.setLogBase(base))],
+  [VHOST_SET_LOG_FD, told('SET_LOG_FD', DESCRIPTOR, S32_BYTES, (session, fd) => session.setLogFd(fd))],
   [
     VHOST_SET_VRING_NUM,
     told('SET_VRING_NUM', VRING_STATE, VHOST_VRING_STATE.size, (session, state) => session.setVringNum(state)),

@@ -4,6 +4,7 @@
  * @see linux/fuse.h "fuse_ioctl_in"
  */
 import { ProtocolError, SysError } from '../errors.ts';
+import type { WindowPool } from '../mem/window.ts';
 import { FUSE_IOCTL, FUSE_IOCTL_IN, FUSE_POLL, FUSE_POLL_IN, FUSE_READ, FUSE_WRITE } from '../uapi/fuse.ts';
 import type { VhostDevice } from '../vhost/vhost-device.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
@@ -61,6 +62,7 @@ export interface OpenDeviceOptions {
   readonly log: Log;
   /** as VhostSession's */
   readonly tapFeatures: bigint;
+  readonly pool: WindowPool;
 }
 
 export class OpenDevice {
@@ -71,10 +73,11 @@ export class OpenDevice {
   #gone = false;
 
   /** Owns the device from now on. */
-  constructor(device: VhostDevice, { name, log, tapFeatures }: OpenDeviceOptions) {
+  constructor(device: VhostDevice, { name, log, tapFeatures, pool }: OpenDeviceOptions) {
     this.#log = new LimitedLog(log, { prefix: `${name}: ` });
     this.#session = new VhostSession(device, {
       tapFeatures,
+      pool,
       onProblem: (problem) => this.#log.log('warn', problem),
       onOwnerGone: () => void this.#serially(() => this.#onOwnerGone()),
     });

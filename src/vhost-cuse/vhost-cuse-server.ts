@@ -3,6 +3,7 @@
  * @see linux/vhost.h; linux/fuse.h
  */
 import { SwitchError } from '../errors.ts';
+import type { WindowPool } from '../mem/window.ts';
 import { FUSE_OPEN, FUSE_OPEN_IN, FUSE_RELEASE, FUSE_RELEASE_IN } from '../uapi/fuse.ts';
 import type { VhostDevice } from '../vhost/vhost-device.ts';
 import type { ConnectionInfo, SocketOptions, VhostUserSocket } from '../vhost-user/back-ends.ts';
@@ -27,6 +28,8 @@ export interface VhostCuseOptions extends SocketOptions, NodeOptions {
    * Features that drivers have by their front end's tap, of which the ioctls do not tell: what they may leave undone in packets.
    */
   readonly tapFeatures: bigint;
+  /** for the dirty logs of guests that are being migrated */
+  readonly pool: WindowPool;
   /** The kernel has given the device up: nobody can open it any more. */
   onGone?(error: Error): void;
 }
@@ -117,7 +120,7 @@ export class VhostCuseServer implements VhostUserSocket {
   }
 
   #open(): FuseAnswer {
-    const { createDevice, tapFeatures, onConnect } = this.#options;
+    const { createDevice, tapFeatures, pool, onConnect } = this.#options;
     const connection = this.#opened++;
     const info: ConnectionInfo = { path: this.path, connection, name: `${this.path}: open ${connection}` };
     let device: VhostDevice | undefined;
@@ -133,7 +136,7 @@ export class VhostCuseServer implements VhostUserSocket {
     }
     const handle = BigInt(connection) + 1n;
     this.#opens.set(handle, {
-      open: new OpenDevice(device, { name: info.name, log: this.#log.log, tapFeatures }),
+      open: new OpenDevice(device, { name: info.name, log: this.#log.log, tapFeatures, pool }),
       info,
     });
     this.#log.log('info', `${info.name}: opened`);

@@ -8,18 +8,23 @@
  */
 import { closeSync } from 'node:fs';
 import { ProtocolError } from '../errors.ts';
+import type { WindowPool } from '../mem/window.ts';
 import { duplicateFd } from '../sys/descriptor.ts';
-import { isEventfd } from '../sys/eventfd.ts';
+import { isEventfd, setNonblocking, signal } from '../sys/eventfd.ts';
 import { VHOST_FILE_UNBIND, VHOST_NET_F_VIRTIO_NET_HDR } from '../uapi/vhost-ioctl.ts';
 import { VHOST_VRING_F_LOG } from '../uapi/vhost-user.ts';
-import { featureMask, hasFeature } from '../uapi/virtio.ts';
+import { featureMask, hasFeature, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM } from '../uapi/virtio.ts';
 import { NO_FD, type VhostDevice } from '../vhost/vhost-device.ts';
 import type { VringAddrPayload, VringState } from '../vhost-user/message.ts';
 import { checkRegions } from '../vhost-user/regions.ts';
 import { Opener, processOf } from './opener.ts';
+import { logBytes, OpenerLog } from './opener-log.ts';
 import { type OpenerRegion, openMemory } from './opener-memory.ts';
 
+/** How often the dirty log is carried over while the guest runs. */
+const LOG_MS = 100;
 const HEADER_BIT = featureMask(VHOST_NET_F_VIRTIO_NET_HDR);
+const TRANSLATED = featureMask(VIRTIO_F_ACCESS_PLATFORM);
 
 /** A vring, and an eventfd or a tap: `fd` is the opener's. */
 export interface VringFile {
@@ -40,6 +45,8 @@ export interface SessionOptions {
    * headers are the tap's.
    */
   readonly tapFeatures: bigint;
+  /** for the dirty log */
+  readonly pool: WindowPool;
   /** Something that is no reason to refuse. */
   onProblem(problem: string): void;
   /** The owner has ended, although another process keeps the device open. */
@@ -51,6 +58,14 @@ export class VhostSession {
   readonly #options: SessionOptions;
   readonly #rings: NetRing[];
   #owner: Opener | undefined;
+  /** where the guest's memory ends, as the table has it */
+  #guestEnd = 0;
+  /** where the dirty log lies in the owner's memory, and what carries it there once there is a guest's memory */
+  #logBase: number | undefined;
+  #log: OpenerLog | undefined;
+  /** the owner's eventfd that hears of writes to its log, or NO_FD */
+  #logFd = NO_FD;
+  #logTimer: NodeJS.Timeout | undefined;
 
   constructor(device: VhostDevice, options: SessionOptions) {
     this.device = device;
@@ -58,9 +73,9 @@ export class VhostSession {
     this.#rings = Array.from({ length: device.maxVrings }, () => ({ kick: NO_FD, hasBackend: false }));
   }
 
-  /** Bit 27 is VHOST_NET_F_VIRTIO_NET_HDR here. */
+  /** Bit 27 is VHOST_NET_F_VIRTIO_NET_HDR here. Translations come by reads and writes of the device, which are not served. */
   get offeredFeatures(): bigint {
-    return this.device.offeredFeatures | HEADER_BIT;
+    return (this.device.offeredFeatures & ~TRANSLATED) | HEADER_BIT;
   }
 
   /** Where the tap's packets have headers, those are the driver's own, and say what it has left undone. */
@@ -76,6 +91,9 @@ export class VhostSession {
     }
     const byTap = hasFeature(features, VHOST_NET_F_VIRTIO_NET_HDR) ? 0n : this.#options.tapFeatures;
     await this.device.setFeatures((features & ~HEADER_BIT) | byTap, false);
+    this.#flushLog();
+    clearInterval(this.#logTimer);
+    if (hasFeature(features, VHOST_F_LOG_ALL)) this.#logTimer = setInterval(() => this.#flushLog(), LOG_MS).unref();
   }
 
   setBackendFeatures(features: bigint): void {
@@ -112,6 +130,13 @@ export class VhostSession {
   #forget(): void {
     this.#owner?.close();
     this.#owner = undefined;
+    clearInterval(this.#logTimer);
+    this.#log?.close();
+    this.#log = undefined;
+    this.#logBase = undefined;
+    closeIfAny(this.#logFd);
+    this.#logFd = NO_FD;
+    this.#guestEnd = 0;
     for (const ring of this.#rings) {
       closeIfAny(ring.kick);
       ring.kick = NO_FD;
@@ -132,8 +157,49 @@ export class VhostSession {
       [],
       table.map((region) => ({ ...region, fileOff: 0 })),
     );
+    const guestEnd = table.reduce((end, { guestAddr, size }) => Math.max(end, guestAddr + size), 0);
+    if (this.#logBase !== undefined) await this.#coverByLog(this.#logBase, Math.max(guestEnd, this.#guestEnd));
     const regions = openMemory(this.#opener, table, device.maxMemSlots, this.#options.onProblem);
+    this.#guestEnd = guestEnd;
     await device.setMemory(regions);
+  }
+
+  /** Its size is what guest memory takes: the table may come later, and may grow. */
+  async setLogBase(base: number): Promise<void> {
+    await this.#coverByLog(base, this.#guestEnd, true);
+    this.#logBase = base;
+  }
+
+  /** Has the device log to a bitmap that reaches to `guestEnd`, unless it does. @param anew the one there is is another's */
+  async #coverByLog(base: number, guestEnd: number, anew = false): Promise<void> {
+    const size = logBytes(guestEnd);
+    if (!anew && this.#log !== undefined && this.#log.size >= size) return;
+    const log = new OpenerLog(this.#options.pool, this.#opener.pid, base, size);
+    try {
+      await this.device.setLog(log.area);
+    } catch (error) {
+      log.close();
+      throw error;
+    }
+    this.#flushLog();
+    this.#log?.close();
+    this.#log = log;
+  }
+
+  setLogFd(fd: number): void {
+    const logFd = this.#takeEventfd('SET_LOG_FD', fd);
+    if (logFd !== NO_FD) setNonblocking(logFd);
+    closeIfAny(this.#logFd);
+    this.#logFd = logFd;
+  }
+
+  /** Has the owner know of all that has been written to its guest's memory. */
+  #flushLog(): void {
+    try {
+      if (this.#log?.flush() === true && this.#logFd !== NO_FD) signal(this.#logFd);
+    } catch (error) {
+      this.#options.onProblem(`the dirty log cannot be written, and migration fails: ${(error as Error).message}`);
+    }
   }
 
   get #opener(): Opener {
@@ -153,7 +219,7 @@ export class VhostSession {
   /** vhost-net tells where a ring stands and lets it run on. */
   async getVringBase({ index }: VringState): Promise<VringState> {
     this.#ring('GET_VRING_BASE', index);
-    const num = await this.device.getVringBase(index, true);
+    const num = await this.#stop(index);
     await this.#start('GET_VRING_BASE', index);
     return { index, num };
   }
@@ -172,7 +238,7 @@ export class VhostSession {
     closeIfAny(ring.kick);
     ring.kick = kick;
     if (!ring.hasBackend) return;
-    if (kick === NO_FD) await this.device.getVringBase(index, true);
+    if (kick === NO_FD) await this.#stop(index);
     else await this.#start('SET_VRING_KICK', index);
   }
 
@@ -191,7 +257,7 @@ export class VhostSession {
     const ring = this.#ring('NET_SET_BACKEND', index);
     if (fd === VHOST_FILE_UNBIND) {
       ring.hasBackend = false;
-      await this.device.getVringBase(index, true);
+      await this.#stop(index);
       return;
     }
     closeSync(this.#opener.takeFd('NET_SET_BACKEND', fd));
@@ -201,9 +267,16 @@ export class VhostSession {
       await this.#start('NET_SET_BACKEND', index);
     } catch (error) {
       ring.hasBackend = false;
-      await this.device.getVringBase(index, true);
+      await this.#stop(index);
       throw error;
     }
+  }
+
+  /** @returns where it stands; the owner's log has all that it wrote */
+  async #stop(index: number): Promise<number> {
+    const base = await this.device.getVringBase(index, true);
+    this.#flushLog();
+    return base;
   }
 
   /** Starts a ring that has all that it takes. */

@@ -3,13 +3,21 @@
  */
 import assert from 'node:assert/strict';
 import { closeSync } from 'node:fs';
+import { after } from 'node:test';
 import { mapShared, mapZero, reserve } from '../../src/sys/memory.ts';
 import * as vhost from '../../src/uapi/vhost-ioctl.ts';
 import type { VhostDevice } from '../../src/vhost/vhost-device.ts';
 import { VhostCuseServer } from '../../src/vhost-cuse/vhost-cuse-server.ts';
 import type { ConnectionInfo } from '../../src/vhost-user/back-ends.ts';
 import type { LogLevel } from '../../src/vhost-user/limited-log.ts';
+import { pool } from './device-bench.ts';
 import { type CallerMemory, FakeCuse } from './fake-cuse.ts';
+
+/** What a failed test leaves open: closed at the end of the file, which would otherwise never come. */
+const leftOpen = new Set<{ close(): unknown }>();
+after(async () => {
+  await Promise.all([...leftOpen].map((each) => each.close()));
+});
 
 /** Where the arguments of ioctls are said to lie. */
 const ARGUMENT = 0x7ffd_0000_1000;
@@ -78,11 +86,13 @@ export class CuseBench {
   readonly server: VhostCuseServer;
 
   constructor({ createDevice, tapFeatures = 0n }: CuseBenchOptions) {
+    leftOpen.add(this);
     this.server = new VhostCuseServer(this.kernel.deviceFd, {
       name: 'usvhost-1',
       log: (level, text) => this.lines.push([level, text]),
       createDevice,
       tapFeatures,
+      pool,
       onGone: (error) => this.gone.push(error.message),
     });
   }
@@ -101,6 +111,7 @@ export class CuseBench {
   }
 
   async close(): Promise<void> {
+    leftOpen.delete(this);
     await this.kernel.close();
     await this.server.close();
   }

@@ -62,6 +62,7 @@ export class FakeCuse {
   readonly #waiting = new Map<bigint, (answer: Answer) => void>();
   /** messages that answer nothing: code and body */
   readonly notices: { code: number; body: DataView }[] = [];
+  readonly #unsent: Uint8Array[] = [];
   #unique = 2n;
   #closed = false;
   readonly #reading: Promise<void>;
@@ -86,6 +87,7 @@ export class FakeCuse {
         return;
       }
       if (n === 0) return;
+      this.#sendMore();
       if (n === AGAIN) await sleep(1);
       else this.#take(buffer.slice(0, n));
     }
@@ -121,24 +123,39 @@ export class FakeCuse {
     return bytes;
   }
 
+  /** Sends a message, as soon as there is room for it. */
   sendRaw(bytes: Uint8Array): void {
-    assert.equal(send(this.#fd, bytes), bytes.length);
+    this.#unsent.push(bytes);
+    this.#sendMore();
+  }
+
+  #sendMore(): void {
+    while (this.#unsent.length > 0 && send(this.#fd, this.#unsent[0]) !== AGAIN) this.#unsent.shift();
   }
 
   /** Sends a request and waits for its answer. */
-  async request(opcode: number, body: Uint8Array): Promise<Answer> {
+  request(opcode: number, body: Uint8Array): Promise<Answer> {
     const unique = this.#unique;
     this.#unique += 2n;
-    const { promise, resolve } = Promise.withResolvers<Answer>();
+    return this.#exchange(this.bytesOf(opcode, body, unique), unique);
+  }
+
+  /** Sends the bytes of a request and waits for its answer. @returns the answer's bytes in hex */
+  async exchange(request: Uint8Array): Promise<string> {
+    const unique = new DataView(request.buffer).getBigUint64(FUSE_IN_HEADER.off.unique, true);
+    return Buffer.from((await this.#exchange(request, unique)).body.buffer).toString('hex');
+  }
+
+  async #exchange(request: Uint8Array, unique: bigint): Promise<Answer> {
+    const { promise, resolve, reject } = Promise.withResolvers<Answer>();
     this.#waiting.set(unique, resolve);
-    this.sendRaw(this.bytesOf(opcode, body, unique));
-    const late = AbortSignal.timeout(PATIENCE_MS);
-    return Promise.race([
-      promise,
-      new Promise<never>((_, reject) => {
-        late.addEventListener('abort', () => reject(new Error(`request ${opcode} was not answered`)));
-      }),
-    ]);
+    this.sendRaw(request);
+    const timer = setTimeout(() => reject(new Error(`request ${unique} was not answered`)), PATIENCE_MS);
+    try {
+      return await promise;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /** CUSE_INIT; keeps the device's name. */
