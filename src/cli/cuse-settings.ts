@@ -31,7 +31,12 @@ function refuseSockets(given: readonly Given[]): void {
 
 /** What the user should know of options that name the character device when there is none. */
 export function cuseNotes(given: readonly Given[]): string[] {
+  if (hasCuse(given)) return [];
   const index = given.findLast(({ row }) => row === SWITCH.devIndex);
-  if (index === undefined || hasCuse(given)) return [];
-  return [`${spell(index)}: names the character device of --vhost cuse only; the name of the socket does not change`];
+  const number = given.findLast(({ row }) => row === SWITCH.devNumber);
+  const sameSocket = 'names the character device of --vhost cuse only; the name of the socket does not change';
+  return [
+    ...(index === undefined ? [] : [`${spell(index)}: ${sameSocket}`]),
+    ...(number === undefined ? [] : [`${spell(number)}: numbers the character device of --vhost cuse only`]),
+  ];
 }

@@ -17,6 +17,16 @@ const DESC_COUNT: ValueType<number> = {
   },
 };
 
+const DEVICE_NUMBER: ValueType<{ readonly major: number; readonly minor: number }> = {
+  range: '1..511:0..1048575',
+  parse: (text) => {
+    const [major, minor, ...rest] = text.split(':');
+    const number = { major: integer(1, 511).parse(major), minor: integer(0, 1048575).parse(minor ?? '') };
+    if (number.major === undefined || number.minor === undefined || rest.length > 0) return undefined;
+    return { major: number.major, minor: number.minor };
+  },
+};
+
 const FILE_MODE: ValueType<number> = {
   range: 'octal 0..0777',
   parse: (text) => (/^0*[0-7]{1,3}$/.test(text) ? Number.parseInt(text, 8) : undefined),
@@ -69,6 +79,14 @@ export const SWITCH = {
     value: 'INDEX',
     type: integer(0, INT32_MAX),
     help: 'number behind the name of the character device, 0 if left out; a socket does not carry it',
+  },
+  devNumber: {
+    long: 'dev-number',
+    value: 'MAJOR:MINOR',
+    type: DEVICE_NUMBER,
+    help:
+      "number of the character device, which the kernel chooses if it is left out; DPDK's virtio-user takes only one with major 10, such " +
+      'as 10:4096 where the kernel has that free',
   },
   socketMode: setting('socket-mode', 'MODE', FILE_MODE, '0660', 'permissions of the sockets and the device'),
   socketOwner: { long: 'socket-owner', value: 'USER|UID', type: ACCOUNT, help: 'owner of the sockets and the device' },

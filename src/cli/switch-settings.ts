@@ -17,6 +17,8 @@ export interface SwitchSettings {
   readonly sockets: readonly string[];
   /** Name of the character device to make, without `/dev/`; absent = none. */
   readonly cuse?: string;
+  /** Its number; absent = the kernel chooses. */
+  readonly cuseNumber?: { readonly major: number; readonly minor: number };
   /** VLANs of the devices of sockets that have some of their own, by path. */
   readonly vlans: ReadonlyMap<string, PortVlan>;
   /** Front ends listen on the sockets. */
@@ -80,11 +82,13 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
   });
   const mergeable = valueOrDefault(given, SWITCH.mergeable);
   const txCsum = valueOrDefault(given, SWITCH.txCsum);
+  const cuseNumber = givenValue(given, SWITCH.devNumber);
   const owner = givenValue(given, SWITCH.socketOwner);
   const group = givenValue(given, SWITCH.socketGroup);
   return {
     sockets: sockets.map(({ path }) => path),
     ...(cuse === undefined ? {} : { cuse }),
+    ...(cuse === undefined || cuseNumber === undefined ? {} : { cuseNumber }),
     vlans: new Map(sockets.flatMap(({ path, vlan: own }) => (own === undefined ? [] : [[path, own]]))),
     client: givenValue(given, SWITCH.client) ?? false,
     vm2vm: valueOrDefault(given, SWITCH.vm2vm) as 0 | 1 | 2,

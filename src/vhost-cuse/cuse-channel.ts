@@ -16,6 +16,7 @@ import {
   FUSE_KERNEL_VERSION,
 } from '../uapi/fuse.ts';
 import {
+  type DeviceNumber,
   decodeInit,
   decodeRequest,
   encodeAnswer,
@@ -54,6 +55,7 @@ export class CuseChannel {
   readonly ready: Promise<void>;
   readonly #fd: number;
   readonly #devName: string;
+  readonly #number: DeviceNumber | undefined;
   readonly #handlers: CuseHandlers;
   readonly #watch: ReadWatch;
   readonly #buffer = new Uint8Array(BUFFER_BYTES);
@@ -62,10 +64,14 @@ export class CuseChannel {
   #closed = false;
   #pending = 0;
 
-  /** @param fd from `openCuse`, not blocking; the channel owns it from now on */
-  constructor(fd: number, devName: string, handlers: CuseHandlers) {
+  /**
+   * @param fd from `openCuse`, not blocking; the channel owns it from now on
+   * @param number of the device; by default the kernel chooses
+   */
+  constructor(fd: number, devName: string, handlers: CuseHandlers, number?: DeviceNumber) {
     this.#fd = fd;
     this.#devName = devName;
+    this.#number = number;
     this.#handlers = handlers;
     this.ready = this.#ready.promise;
     this.ready.catch(() => {});
@@ -135,7 +141,7 @@ export class CuseChannel {
       throw refused(this.#devName, `${speaks}, it must be ${FUSE_KERNEL_VERSION}.${LEAST_MINOR} or a later 7`);
     if ((flags & CUSE_UNRESTRICTED_IOCTL) === 0) throw refused(this.#devName, `${speaks} without unrestricted ioctls`);
     this.#initialised = true;
-    this.#write(encodeAnswer(request.unique, 0, encodeInit(minor, this.#devName, MAX_TRANSFER)));
+    this.#write(encodeAnswer(request.unique, 0, encodeInit(minor, this.#devName, MAX_TRANSFER, this.#number)));
   }
 
   async #answer(request: FuseRequest): Promise<void> {

@@ -97,8 +97,17 @@ export function decodeInit({ body }: FuseRequest): KernelVersion {
   };
 }
 
-/** The answer to CUSE_INIT: a device with ioctls that may ask for memory, and a number that the kernel chooses. */
-export function encodeInit(kernelMinor: number, devName: string, maxBytes: number): Uint8Array {
+/** The number of a character device. */
+export interface DeviceNumber {
+  readonly major: number;
+  readonly minor: number;
+}
+
+/** The kernel chooses. */
+const ANY_NUMBER: DeviceNumber = { major: 0, minor: 0 };
+
+/** The answer to CUSE_INIT: a device with ioctls that may ask for memory. */
+export function encodeInit(kernelMinor: number, devName: string, maxBytes: number, number = ANY_NUMBER): Uint8Array {
   const info = Buffer.from(`DEVNAME=${devName}\0`);
   const bytes = new Uint8Array(CUSE_INIT_OUT.size + info.length);
   const view = new DataView(bytes.buffer);
@@ -108,6 +117,8 @@ export function encodeInit(kernelMinor: number, devName: string, maxBytes: numbe
   view.setUint32(off.flags, CUSE_UNRESTRICTED_IOCTL, true);
   view.setUint32(off.max_read, maxBytes, true);
   view.setUint32(off.max_write, maxBytes, true);
+  view.setUint32(off.dev_major, number.major, true);
+  view.setUint32(off.dev_minor, number.minor, true);
   bytes.set(info, CUSE_INIT_OUT.size);
   return bytes;
 }

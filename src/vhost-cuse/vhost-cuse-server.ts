@@ -10,7 +10,7 @@ import type { ConnectionInfo, SocketOptions, VhostUserSocket } from '../vhost-us
 import { LimitedLog } from '../vhost-user/limited-log.ts';
 import { CuseChannel, type FuseAnswer } from './cuse-channel.ts';
 import { connectCuse, type NodeOptions, setNodeOwner } from './device-node.ts';
-import { encodeOpen, type FuseRequest, handleOf, holds } from './fuse-message.ts';
+import { type DeviceNumber, encodeOpen, type FuseRequest, handleOf, holds } from './fuse-message.ts';
 import { OpenDevice } from './open-device.ts';
 
 const EBADF = 9;
@@ -22,6 +22,8 @@ const HANDLE_BYTES = 8;
 export interface VhostCuseOptions extends SocketOptions, NodeOptions {
   /** of the device, without `/dev/` */
   readonly name: string;
+  /** its number; by default the kernel chooses one */
+  readonly number?: DeviceNumber | undefined;
   /**
    * Features that drivers have by their front end's tap, of which the ioctls do not tell: what they may leave undone in packets.
    */
@@ -46,10 +48,15 @@ export class VhostCuseServer implements VhostUserSocket {
     this.#options = options;
     // all opens together, however often they come; each has a narrower limit of its own
     this.#log = new LimitedLog(options.log, { burst: 200, perSecond: 5 });
-    this.#channel = new CuseChannel(fd, options.name, {
-      onRequest: (request) => this.#answer(request),
-      onGone: (error) => void this.#onGone(error),
-    });
+    this.#channel = new CuseChannel(
+      fd,
+      options.name,
+      {
+        onRequest: (request) => this.#answer(request),
+        onGone: (error) => void this.#onGone(error),
+      },
+      options.number,
+    );
   }
 
   /**

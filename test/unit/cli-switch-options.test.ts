@@ -192,6 +192,23 @@ test('switch options: --vhost cuse makes a character device in place of sockets,
     );
 });
 
+test('switch options: a character device has the number that the kernel chooses, or one of the user', () => {
+  assert.equal(app('--vhost', 'cuse').cuseNumber, undefined);
+  assert.deepEqual(app('--vhost', 'cuse', '--dev-number', '10:4096').cuseNumber, { major: 10, minor: 4096 });
+  for (const wrong of ['10', '10:', ':1', '0:1', '512:1', '10:1048576', '10:1:1', '10:-1'])
+    fails(
+      'CONFIG_INVALID_VALUE',
+      /^--dev-number: .*valid: 1\.\.511:0\.\.1048575/,
+      '--vhost',
+      'cuse',
+      '--dev-number',
+      wrong,
+    );
+  const { cuseNumber, notes } = app('--dev-number', '10:4096');
+  assert.equal(cuseNumber, undefined);
+  assert.match(notes.join(), /^--dev-number 10:4096: numbers the character device of --vhost cuse only/);
+});
+
 test('switch options: the name of a character device is one name, and no path', () => {
   for (const name of ['a/b', './a', 'a b', 'a!b', 'ä', 'a'.repeat(62)])
     fails(
