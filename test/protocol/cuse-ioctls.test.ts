@@ -5,15 +5,18 @@ import { closeSync, readdirSync } from 'node:fs';
 import { type TestContext, test } from 'node:test';
 import { libc } from '../../src/sys/libc.ts';
 import { createMemfd } from '../../src/sys/memory.ts';
+import { FUSE_POLL, FUSE_READ, FUSE_WRITE } from '../../src/uapi/fuse.ts';
 import * as vhost from '../../src/uapi/vhost-ioctl.ts';
 import { featureMask, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import { VIRTIO_NET_F_CSUM } from '../../src/uapi/virtio-net.ts';
+import { IOTLB, type IotlbPayload } from '../../src/vhost-user/payloads.ts';
 import { CuseBench, memoryTable, OwnMemory, u32s, u64, VhostCaller, vringAddr } from '../kit/cuse-bench.ts';
+import type { Answer } from '../kit/fake-cuse.ts';
 import { FakeDevice } from './fake-device.ts';
-import { FdBox, openFds, until } from './harness.ts';
+import { FdBox, hexOf, openFds, until } from './harness.ts';
 
-const [EPERM, E2BIG, EBADF, EFAULT, EBUSY, EINVAL, ENOTTY, EOPNOTSUPP, ENOBUFS] = [
-  -1, -7, -9, -14, -16, -22, -25, -95, -105,
+const [EPERM, E2BIG, EBADF, EAGAIN, EFAULT, EBUSY, EINVAL, ENOTTY, EOPNOTSUPP, ENOBUFS] = [
+  -1, -7, -9, -11, -14, -16, -22, -25, -95, -105,
 ];
 const mmap = libc.func('mmap', 'uintptr_t', ['uintptr_t', 'size_t', 'int', 'int', 'int', 'int64_t']);
 const munmap = libc.func('munmap', 'int', ['uintptr_t', 'size_t']);
@@ -54,31 +57,110 @@ function mapped(t: TestContext, size: number, fd: number): OwnMemory {
 }
 
 ioctlTest(
-  'cuse ioctls: features are those of the device, without translation, and bit 27 is the header',
+  'cuse ioctls: features are those of the device, and bit 27 is the header',
   async ({ device, caller, cuse }) => {
     const modern = featureMask(VIRTIO_F_VERSION_1);
     const header = featureMask(vhost.VHOST_NET_F_VIRTIO_NET_HDR);
-    assert.equal(await caller.features(), (device.offeredFeatures & ~featureMask(VIRTIO_F_ACCESS_PLATFORM)) | header);
+    assert.equal(await caller.features(), device.offeredFeatures | header);
     await caller.must(vhost.VHOST_SET_FEATURES, u64(modern));
     await caller.must(vhost.VHOST_SET_FEATURES, u64(modern | header));
     assert.deepEqual(device.calls, [
       ['setFeatures', modern | featureMask(VIRTIO_NET_F_CSUM), false],
       ['setFeatures', modern, false],
     ]);
-    for (const bit of [VIRTIO_F_ACCESS_PLATFORM, 63, VHOST_F_LOG_ALL])
+    for (const bit of [30, 63, VHOST_F_LOG_ALL])
       assert.equal(await caller.call(vhost.VHOST_SET_FEATURES, u64(featureMask(bit))), EOPNOTSUPP);
-    assert.match(cuse.refusals[0], /SET_FEATURES: feature bits that were not offered: 33; refused$/);
+    assert.match(cuse.refusals[0], /SET_FEATURES: feature bits that were not offered: 30; refused$/);
   },
   featureMask(VIRTIO_NET_F_CSUM),
 );
 
-ioctlTest('cuse ioctls: there are no features of the back end', async ({ caller }) => {
-  const bytes = u64(99n);
-  await caller.must(vhost.VHOST_GET_BACKEND_FEATURES, bytes);
-  assert.deepEqual(bytes, u64(0n));
+ioctlTest('cuse ioctls: features of the back end are for translations', async ({ device, caller }) => {
+  const offered = async () => {
+    const bytes = u64(99n);
+    await caller.must(vhost.VHOST_GET_BACKEND_FEATURES, bytes);
+    return new DataView(bytes.buffer).getBigUint64(0, true);
+  };
+  assert.equal(await offered(), 2n);
+  await caller.must(vhost.VHOST_SET_BACKEND_FEATURES, u64(2n));
   await caller.must(vhost.VHOST_SET_BACKEND_FEATURES, u64(0n));
+  assert.equal(await caller.call(vhost.VHOST_SET_BACKEND_FEATURES, u64(4n)), EOPNOTSUPP);
+  device.offeredFeatures = featureMask(VIRTIO_F_VERSION_1);
+  assert.equal(await offered(), 0n);
   assert.equal(await caller.call(vhost.VHOST_SET_BACKEND_FEATURES, u64(2n)), EOPNOTSUPP);
 });
+
+ioctlTest('cuse ioctls: translations are asked for by reads, and given by writes', async ({ cuse, device, caller }) => {
+  const { kernel } = cuse;
+  const poll = async (flags = 1) =>
+    (await kernel.request(FUSE_POLL, body(caller.handle, 77n, flags, 1))).body.getUint32(0, true);
+  const read = (size = 72) => kernel.request(FUSE_READ, body(caller.handle, 0n, size, 0, 0, 0, 0, 0));
+  const translated = featureMask(VIRTIO_F_VERSION_1, VIRTIO_F_ACCESS_PLATFORM);
+  await caller.must(vhost.VHOST_SET_FEATURES, u64(translated));
+  assert.deepEqual([await poll(), (await read()).error], [0, EAGAIN]);
+  device.channel?.iotlbMiss(0x5000, 3);
+  device.channel?.iotlbMiss(0x9000, 1);
+  await until(() => kernel.notices.length > 0, 'the poller is told');
+  assert.deepEqual(
+    kernel.notices.map(({ code, body: notice }) => [code, notice.getBigUint64(0, true)]),
+    [[1, 77n]],
+  );
+  assert.deepEqual([await poll(), (await read(71)).error], [0x41, EINVAL]);
+  const message = (answer: Answer) => hexOf(new Uint8Array(answer.body.buffer, answer.body.byteOffset));
+  const tail = '00'.repeat(38);
+  assert.equal(message(await read()), `0100000000000000${'0050000000000000'}${'00'.repeat(16)}0301${tail}`);
+  await caller.must(vhost.VHOST_SET_BACKEND_FEATURES, u64(2n));
+  device.channel?.iotlbMiss(0xa000, 2);
+  assert.equal(message(await read()), `0100000000000000${'0090000000000000'}${'00'.repeat(16)}0101${tail}`);
+  assert.equal(message(await read()), `0200000000000000${'00a0000000000000'}${'00'.repeat(16)}0201${tail}`);
+  assert.deepEqual([await poll(0), (await read()).error, kernel.notices.length], [0, EAGAIN, 1]);
+
+  device.calls.length = 0;
+  const entry = { iova: 0x5000n, size: 0x1000n, userAddr: 0x7f00_0000_0000n, permissions: 3, type: 2 };
+  const write = (type: number, space: number, iotlb: IotlbPayload, padding = 32) =>
+    kernel.request(FUSE_WRITE, writeBody(caller.handle, type, space, iotlb, padding));
+  assert.deepEqual([(await write(2, 0, entry)).body.getUint32(0, true), (await write(1, 99, entry, 0)).error], [72, 0]);
+  assert.equal((await write(2, 0, { ...entry, type: 3 })).error, 0);
+  const told = { iova: 0x5000, size: 0x1000, userAddr: 0x7f00_0000_0000, permissions: 3 };
+  assert.deepEqual(device.calls, [
+    ['updateIotlb', told],
+    ['updateIotlb', told],
+    ['invalidateIotlb', 0x5000, 0x1000],
+  ]);
+  for (const [answer, errno] of [
+    [await write(3, 0, entry), EINVAL],
+    [await write(2, 1, entry), EINVAL],
+    [await write(2, 0, { ...entry, type: 5 }), EINVAL],
+    [await write(2, 0, { ...entry, permissions: 4 }), EINVAL],
+    [await write(2, 0, { ...entry, size: 0n }), EFAULT],
+    [await write(2, 0, { ...entry, iova: 2n ** 53n }), EFAULT],
+    [await kernel.request(FUSE_WRITE, writeBody(caller.handle, 2, 0, entry, 32).slice(0, 40 + 39)), EINVAL],
+  ] as const)
+    assert.equal(answer.error, errno);
+  await caller.must(vhost.VHOST_SET_FEATURES, u64(featureMask(VIRTIO_F_VERSION_1)));
+  assert.equal((await write(2, 0, entry)).error, EFAULT);
+});
+
+ioctlTest(
+  'cuse ioctls: a front end that does not read is asked no more than it can bear',
+  async ({ cuse, device, caller }) => {
+    await caller.must(vhost.VHOST_SET_FEATURES, u64(featureMask(VIRTIO_F_ACCESS_PLATFORM)));
+    for (let i = 0; i < 5000; i++) device.channel?.iotlbMiss(i * 4096, 1);
+    let read = 0;
+    while ((await cuse.kernel.request(FUSE_READ, body(caller.handle, 0n, 72, 0, 0, 0, 0, 0))).error === 0) read++;
+    assert.equal(read, 1024);
+  },
+);
+
+/** A handle, another number, and words of 32 bits. */
+function body(handle: bigint, second: bigint, ...words: number[]): Uint8Array {
+  return Uint8Array.from(Buffer.concat([u64(handle), u64(second), u32s(...words)]));
+}
+
+function writeBody(handle: bigint, type: number, space: number, iotlb: IotlbPayload, padding: number): Uint8Array {
+  const message = Buffer.concat([u32s(type, space), IOTLB.encode(iotlb), new Uint8Array(padding)]);
+  return Uint8Array.from(Buffer.concat([body(handle, 0n, message.length, 0, 0, 0, 0, 0), message]));
+}
 
 ioctlTest('cuse ioctls: a device has one owner, who alone may set it up', async ({ cuse, device, caller }, t) => {
   const other = spawn('sleep', ['60'], { stdio: 'ignore' });

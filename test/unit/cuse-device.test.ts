@@ -6,8 +6,11 @@ import { openWindow } from '../../src/mem/window.ts';
 import { createEventfd, drain } from '../../src/sys/eventfd.ts';
 import { viewOf } from '../../src/sys/libc.ts';
 import { createMemfd } from '../../src/sys/memory.ts';
+import { FUSE_READ, FUSE_READ_IN, FUSE_WRITE, FUSE_WRITE_IN } from '../../src/uapi/fuse.ts';
 import * as vhost from '../../src/uapi/vhost-ioctl.ts';
-import { featureMask, VHOST_F_LOG_ALL, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
+import { featureMask, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
+import { IOTLB } from '../../src/vhost-user/payloads.ts';
+import type { NetDeviceOptions } from '../../src/virtio-net/net-device.ts';
 import { TAP_FEATURES } from '../../src/virtio-net/net-features.ts';
 import { CuseBench, closeFds, memoryTable, OwnMemory, u32s, u64, VhostCaller, vringAddr } from '../kit/cuse-bench.ts';
 import { DeviceBench, leakless, MIB } from '../kit/device-bench.ts';
@@ -18,11 +21,15 @@ const NONE = 0xffff_ffff;
 
 /** A device that has been set up and runs, in this process's memory. */
 class Running {
-  readonly bench = DeviceBench.net();
+  readonly bench: DeviceBench;
   readonly fds: number[] = [];
   cuse!: CuseBench;
   caller!: VhostCaller;
   memory!: OwnMemory;
+
+  constructor(options: Partial<NetDeviceOptions> = {}) {
+    this.bench = DeviceBench.net(options);
+  }
 
   #keep(fd: number): number {
     this.fds.push(fd);
@@ -72,10 +79,14 @@ class Running {
 }
 
 /** A test that must leave neither descriptors nor windows behind. */
-function running(name: string, use: (device: Running, t: TestContext) => Promise<void>): void {
+function running(
+  name: string,
+  use: (device: Running, t: TestContext) => Promise<void>,
+  options?: Partial<NetDeviceOptions>,
+): void {
   test(name, (t) =>
     leakless(async () => {
-      const device = new Running();
+      const device = new Running(options);
       await use(device, t);
       await device.close();
     }),
@@ -228,3 +239,34 @@ running('cuse device: a log that is nowhere is told, and harms nobody', async (o
   await until(() => cuse.refusals.some((line) => /the dirty log cannot be written/.test(line)), 'it is told');
   assert.deepEqual(one.bench.runs, [true, true]);
 });
+
+running(
+  'cuse device: rings behind an IOMMU start when their translations have come',
+  async (one, t) => {
+    const { caller, bench, cuse } = await one.start(t, MODERN | featureMask(VIRTIO_F_ACCESS_PLATFORM));
+    const { kernel } = cuse;
+    // ring addresses are I/O virtual: nobody has translated them yet
+    await one.setBackends(one.fds[0]);
+    assert.deepEqual(bench.runs, [false, false]);
+    const read = async () => {
+      const body = new DataView(new ArrayBuffer(FUSE_READ_IN.size));
+      body.setBigUint64(FUSE_READ_IN.off.fh, caller.handle, true);
+      body.setUint32(FUSE_READ_IN.off.size, 72, true);
+      const answer = await kernel.request(FUSE_READ, new Uint8Array(body.buffer));
+      return answer.error === 0 ? answer.body.getBigUint64(8, true) : undefined;
+    };
+    const asked = new Set<bigint | undefined>();
+    for (let iova = await read(); iova !== undefined; iova = await read()) asked.add(iova);
+    assert.ok(asked.has(BigInt(one.memory.address + 0x10000)), 'the descriptor table is asked for');
+    const [start, size] = [BigInt(one.memory.address), BigInt(MIB)];
+    const update = IOTLB.encode({ iova: start, size, userAddr: start, permissions: 3, type: 2 });
+    const message = Uint8Array.from(Buffer.concat([u32s(1, 0), update, new Uint8Array(32)]));
+    const body = new DataView(new ArrayBuffer(FUSE_WRITE_IN.size));
+    body.setBigUint64(FUSE_WRITE_IN.off.fh, caller.handle, true);
+    body.setUint32(FUSE_WRITE_IN.off.size, message.length, true);
+    const bytes = Uint8Array.from(Buffer.concat([new Uint8Array(body.buffer), message]));
+    assert.equal((await kernel.request(FUSE_WRITE, bytes)).error, 0);
+    assert.deepEqual([bench.runs, bench.told], [[true, true], ['ready']]);
+  },
+  { iommu: true },
+);
