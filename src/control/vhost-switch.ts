@@ -175,7 +175,7 @@ export class VhostSwitch {
 
   /** vhost-net has one queue pair an open. */
   #openCuse(name: string): Promise<VhostCuseServer> {
-    const { log, onFatal, cuseNumber: number } = this.#options;
+    const { log, onFatal, sockets, cuseNumber: number } = this.#options;
     const createDevice = (info: ConnectionInfo) =>
       this.#createDevice(info, info.path, { pairs: 1, createPostcopy: undefined });
     return VhostCuseServer.create({
@@ -186,7 +186,8 @@ export class VhostSwitch {
       pool: this.#pool,
       log,
       createDevice,
-      onGone: onFatal,
+      // the server tells itself; those of the sockets go on
+      onGone: (error) => (sockets.length === 0 ? onFatal(error) : undefined),
     });
   }
 
