@@ -173,11 +173,11 @@ export class VhostSwitch {
     return new VhostUserServer({ path, ...this.#permissions, log, createDevice });
   }
 
-  /** vhost-net has one queue pair an open, and translations only by requests that are not served. */
+  /** vhost-net has one queue pair an open. */
   #openCuse(name: string): Promise<VhostCuseServer> {
     const { log, onFatal, cuseNumber: number } = this.#options;
     const createDevice = (info: ConnectionInfo) =>
-      this.#createDevice(info, info.path, { pairs: 1, iommu: false, createPostcopy: undefined });
+      this.#createDevice(info, info.path, { pairs: 1, createPostcopy: undefined });
     return VhostCuseServer.create({
       name,
       number,

@@ -38,3 +38,11 @@ export const VHOST_FILE_UNBIND = -1;
 
 /** vhost supplies the header of packets, since the tap beneath has none. The bit is VIRTIO_F_ANY_LAYOUT's. */
 export const VHOST_NET_F_VIRTIO_NET_HDR = 27;
+
+/** Messages of translations, which are read from the device and written to it; `padding` begins with a vhost_iotlb_msg. */
+export const VHOST_MSG_V2 = layout('vhost_msg_v2', { type: 'u32', asid: 'u32', padding: ['u64', 8] });
+/** Types of messages: without and with an address space's number, which had no name before. */
+export const VHOST_IOTLB_MSG = 1;
+export const VHOST_IOTLB_MSG_V2 = 2;
+/** Feature bit of the back end: messages are of the second type. */
+export const VHOST_BACKEND_F_IOTLB_MSG_V2 = 1;

@@ -131,7 +131,7 @@ function plain(name: string, owner: boolean, run: (session: VhostSession, thread
 export const IOCTLS: ReadonlyMap<number, IoctlRow> = new Map([
   [VHOST_GET_FEATURES, asked('GET_FEATURES', ({ offeredFeatures }) => offeredFeatures)],
   [VHOST_SET_FEATURES, byAnybody(told('SET_FEATURES', U64, U64_BYTES, (session, bits) => session.setFeatures(bits)))],
-  [VHOST_GET_BACKEND_FEATURES, asked('GET_BACKEND_FEATURES', () => 0n)],
+  [VHOST_GET_BACKEND_FEATURES, asked('GET_BACKEND_FEATURES', ({ backendFeatures }) => backendFeatures)],
   [
     VHOST_SET_BACKEND_FEATURES,
     byAnybody(told('SET_BACKEND_FEATURES', U64, U64_BYTES, (session, bits) => session.setBackendFeatures(bits))),

@@ -5,15 +5,31 @@
  */
 import { ProtocolError, SysError } from '../errors.ts';
 import type { WindowPool } from '../mem/window.ts';
-import { FUSE_IOCTL, FUSE_IOCTL_IN, FUSE_POLL, FUSE_POLL_IN, FUSE_READ, FUSE_WRITE } from '../uapi/fuse.ts';
+import {
+  FUSE_IOCTL,
+  FUSE_IOCTL_IN,
+  FUSE_POLL,
+  FUSE_POLL_IN,
+  FUSE_POLL_SCHEDULE_NOTIFY,
+  FUSE_READ,
+  FUSE_READ_IN,
+  FUSE_WRITE,
+  FUSE_WRITE_IN,
+} from '../uapi/fuse.ts';
+import { VHOST_MSG_V2 } from '../uapi/vhost-ioctl.ts';
 import type { VhostDevice } from '../vhost/vhost-device.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
 import { EIO, type FuseAnswer } from './cuse-channel.ts';
 import {
   decodeIoctl,
+  decodePoll,
+  decodeRead,
+  decodeWrite,
   encodeIoctl,
   encodePoll,
+  encodePollWakeup,
   encodeRetry,
+  encodeWrite,
   type FuseRequest,
   holds,
   type IoctlCall,
@@ -22,8 +38,11 @@ import {
 import { IOCTLS, type IoctlRow } from './ioctls.ts';
 import { VhostSession } from './vhost-session.ts';
 
+/** EPOLLIN | EPOLLRDNORM */
+const POLL_READABLE = 0x41;
 const EPERM = 1;
 const E2BIG = 7;
+const EAGAIN = 11;
 const EFAULT = 14;
 const EBUSY = 16;
 const ENODEV = 19;
@@ -43,6 +62,7 @@ const ERRNO: ReadonlyMap<string, number> = new Map([
   ['BAD_SHARED_AREA', EFAULT],
   ['PRIVATE_MEMORY', EFAULT],
   ['BAD_VRING', EFAULT],
+  ['BAD_IOTLB', EFAULT],
   ['OPENER_RIGHTS', EPERM],
   ['OPENER_NOT_OWNER', EPERM],
   ['OPENER_HAS_OWNER', EBUSY],
@@ -63,6 +83,8 @@ export interface OpenDeviceOptions {
   /** as VhostSession's */
   readonly tapFeatures: bigint;
   readonly pool: WindowPool;
+  /** Sends the kernel a message that answers nothing. */
+  notify(message: Uint8Array): void;
 }
 
 export class OpenDevice {
@@ -71,14 +93,19 @@ export class OpenDevice {
   /** settles when all that has been begun with the device is done: its calls never overlap */
   #handling: Promise<void> = Promise.resolve();
   #gone = false;
+  readonly #notify: OpenDeviceOptions['notify'];
+  /** the kernel's name for a poll that sleeps */
+  #poller: bigint | undefined;
 
   /** Owns the device from now on. */
-  constructor(device: VhostDevice, { name, log, tapFeatures, pool }: OpenDeviceOptions) {
+  constructor(device: VhostDevice, { name, log, tapFeatures, pool, notify }: OpenDeviceOptions) {
+    this.#notify = notify;
     this.#log = new LimitedLog(log, { prefix: `${name}: ` });
     this.#session = new VhostSession(device, {
       tapFeatures,
       pool,
       onProblem: (problem) => this.#log.log('warn', problem),
+      onAsked: () => this.#wakePoller(),
       onOwnerGone: () => void this.#serially(() => this.#onOwnerGone()),
     });
   }
@@ -93,14 +120,48 @@ export class OpenDevice {
       case FUSE_IOCTL:
         return holds(request, FUSE_IOCTL_IN) ? this.#ioctl(request) : { error: EINVAL };
       case FUSE_POLL:
-        return holds(request, FUSE_POLL_IN) ? { error: 0, body: encodePoll(0) } : { error: EINVAL };
+        return holds(request, FUSE_POLL_IN) ? this.#poll(request) : { error: EINVAL };
       case FUSE_READ:
+        return holds(request, FUSE_READ_IN) ? this.#read(request) : { error: EINVAL };
       case FUSE_WRITE:
-        // translations come and go so, which are not on offer
-        return { error: EINVAL };
+        return holds(request, FUSE_WRITE_IN) ? this.#write(request) : { error: EINVAL };
       default:
         return { error: ENOSYS };
     }
+  }
+
+  /** Who is to be told that there is something to read, is told once: it polls again. */
+  #poll(request: FuseRequest): FuseAnswer {
+    const { areAsked } = this.#session.translations;
+    const { kh, flags } = decodePoll(request);
+    if (!areAsked && (flags & FUSE_POLL_SCHEDULE_NOTIFY) !== 0) this.#poller = kh;
+    return { error: 0, body: encodePoll(areAsked ? POLL_READABLE : 0) };
+  }
+
+  #wakePoller(): void {
+    if (this.#poller !== undefined) this.#notify(encodePollWakeup(this.#poller));
+    this.#poller = undefined;
+  }
+
+  /** One translation that is asked for. Never waits, whatever the file's flags. */
+  #read(request: FuseRequest): FuseAnswer {
+    if (decodeRead(request) < VHOST_MSG_V2.size) return { error: EINVAL };
+    const body = this.#session.translations.read();
+    return body === undefined ? { error: EAGAIN } : { error: 0, body };
+  }
+
+  async #write(request: FuseRequest): Promise<FuseAnswer> {
+    const message = decodeWrite(request);
+    if (message === undefined) return { error: EINVAL };
+    return this.#serially(async () => {
+      if (this.#gone) return { error: ENODEV };
+      try {
+        await this.#session.translate(message);
+        return { error: 0, body: encodeWrite(message.byteLength) };
+      } catch (error) {
+        return this.#refuse('IOTLB_MSG', error);
+      }
+    });
   }
 
   /** Destroys the device; what is asked afterwards fails. Resolves when it is gone. Never rejects. */
@@ -146,7 +207,7 @@ export class OpenDevice {
       const retry = missing(row, call);
       if (retry !== undefined) return { error: 0, body: retry };
     } catch (error) {
-      return this.#refuse(row, error);
+      return this.#refuse(row.name, error);
     }
     return this.#serially(() => this.#run(row, call, request.pid));
   }
@@ -157,13 +218,13 @@ export class OpenDevice {
       if (row.owner) this.#session.checkOwner(row.name, thread);
       return { error: 0, body: encodeIoctl(0, await row.run(this.#session, data, thread)) };
     } catch (error) {
-      return this.#refuse(row, error);
+      return this.#refuse(row.name, error);
     }
   }
 
-  #refuse(row: IoctlRow, error: unknown): FuseAnswer {
+  #refuse(name: string, error: unknown): FuseAnswer {
     const text = (error as Error).message;
-    this.#log.log('error', `${text.startsWith(row.name) ? '' : `${row.name}: `}${text}; refused`);
+    this.#log.log('error', `${text.startsWith(name) ? '' : `${name}: `}${text}; refused`);
     return { error: errnoOf(error) };
   }
 }

@@ -136,7 +136,13 @@ export class VhostCuseServer implements VhostUserSocket {
     }
     const handle = BigInt(connection) + 1n;
     this.#opens.set(handle, {
-      open: new OpenDevice(device, { name: info.name, log: this.#log.log, tapFeatures, pool }),
+      open: new OpenDevice(device, {
+        name: info.name,
+        log: this.#log.log,
+        tapFeatures,
+        pool,
+        notify: (message) => this.#channel.notify(message),
+      }),
       info,
     });
     this.#log.log('info', `${info.name}: opened`);

@@ -11,20 +11,21 @@ import { ProtocolError } from '../errors.ts';
 import type { WindowPool } from '../mem/window.ts';
 import { duplicateFd } from '../sys/descriptor.ts';
 import { isEventfd, setNonblocking, signal } from '../sys/eventfd.ts';
-import { VHOST_FILE_UNBIND, VHOST_NET_F_VIRTIO_NET_HDR } from '../uapi/vhost-ioctl.ts';
+import { VHOST_BACKEND_F_IOTLB_MSG_V2, VHOST_FILE_UNBIND, VHOST_NET_F_VIRTIO_NET_HDR } from '../uapi/vhost-ioctl.ts';
 import { VHOST_VRING_F_LOG } from '../uapi/vhost-user.ts';
 import { featureMask, hasFeature, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM } from '../uapi/virtio.ts';
 import { NO_FD, type VhostDevice } from '../vhost/vhost-device.ts';
+import { changeIotlb } from '../vhost-user/device-requests.ts';
 import type { VringAddrPayload, VringState } from '../vhost-user/message.ts';
 import { checkRegions } from '../vhost-user/regions.ts';
 import { Opener, processOf } from './opener.ts';
 import { logBytes, OpenerLog } from './opener-log.ts';
 import { type OpenerRegion, openMemory } from './opener-memory.ts';
+import { decodeTranslation, Translations } from './translations.ts';
 
 /** How often the dirty log is carried over while the guest runs. */
 const LOG_MS = 100;
 const HEADER_BIT = featureMask(VHOST_NET_F_VIRTIO_NET_HDR);
-const TRANSLATED = featureMask(VIRTIO_F_ACCESS_PLATFORM);
 
 /** A vring, and an eventfd or a tap: `fd` is the opener's. */
 export interface VringFile {
@@ -49,15 +50,21 @@ export interface SessionOptions {
   readonly pool: WindowPool;
   /** Something that is no reason to refuse. */
   onProblem(problem: string): void;
+  /** There is a translation to be read. */
+  onAsked(): void;
   /** The owner has ended, although another process keeps the device open. */
   onOwnerGone(): void;
 }
 
 export class VhostSession {
   readonly device: VhostDevice;
+  /** what the device asks to have translated */
+  readonly translations: Translations;
   readonly #options: SessionOptions;
   readonly #rings: NetRing[];
   #owner: Opener | undefined;
+  /** ACCESS_PLATFORM was accepted */
+  #translated = false;
   /** where the guest's memory ends, as the table has it */
   #guestEnd = 0;
   /** where the dirty log lies in the owner's memory, and what carries it there once there is a guest's memory */
@@ -70,25 +77,20 @@ export class VhostSession {
   constructor(device: VhostDevice, options: SessionOptions) {
     this.device = device;
     this.#options = options;
+    this.translations = new Translations(() => options.onAsked());
     this.#rings = Array.from({ length: device.maxVrings }, () => ({ kick: NO_FD, hasBackend: false }));
   }
 
-  /** Bit 27 is VHOST_NET_F_VIRTIO_NET_HDR here. Translations come by reads and writes of the device, which are not served. */
+  /** Bit 27 is VHOST_NET_F_VIRTIO_NET_HDR here. */
   get offeredFeatures(): bigint {
-    return (this.device.offeredFeatures & ~TRANSLATED) | HEADER_BIT;
+    return this.device.offeredFeatures | HEADER_BIT;
   }
 
   /** Where the tap's packets have headers, those are the driver's own, and say what it has left undone. */
   async setFeatures(features: bigint): Promise<void> {
-    const extra = features & ~this.offeredFeatures;
-    if (extra !== 0n) {
-      const bits = Array.from({ length: 64 }, (_, bit) => bit).filter((bit) => hasFeature(extra, bit));
-      throw new ProtocolError(
-        'PROTOCOL_FEATURES',
-        'SET_FEATURES',
-        `feature bits that were not offered: ${bits.join(', ')}`,
-      );
-    }
+    checkOffered('SET_FEATURES', features, this.offeredFeatures);
+    this.#translated = hasFeature(features, VIRTIO_F_ACCESS_PLATFORM);
+    if (this.#translated) this.device.setChannel(this.translations);
     const byTap = hasFeature(features, VHOST_NET_F_VIRTIO_NET_HDR) ? 0n : this.#options.tapFeatures;
     await this.device.setFeatures((features & ~HEADER_BIT) | byTap, false);
     this.#flushLog();
@@ -96,9 +98,23 @@ export class VhostSession {
     if (hasFeature(features, VHOST_F_LOG_ALL)) this.#logTimer = setInterval(() => this.#flushLog(), LOG_MS).unref();
   }
 
+  /** Those of translations, where there may be some. */
+  get backendFeatures(): bigint {
+    const translates = hasFeature(this.device.offeredFeatures, VIRTIO_F_ACCESS_PLATFORM);
+    return translates ? featureMask(VHOST_BACKEND_F_IOTLB_MSG_V2) : 0n;
+  }
+
   setBackendFeatures(features: bigint): void {
-    if (features === 0n) return;
-    throw new ProtocolError('PROTOCOL_FEATURES', 'SET_BACKEND_FEATURES', `0x${features.toString(16)}, must be 0`);
+    checkOffered('SET_BACKEND_FEATURES', features, this.backendFeatures);
+    this.translations.hasSpaces = hasFeature(features, VHOST_BACKEND_F_IOTLB_MSG_V2);
+  }
+
+  /** A message of translations that was written to the device. */
+  async translate(message: DataView): Promise<void> {
+    const translation = decodeTranslation(message);
+    if (!this.#translated)
+      throw new ProtocolError('BAD_IOTLB', 'IOTLB_MSG', 'the driver has not accepted VIRTIO_F_ACCESS_PLATFORM');
+    await changeIotlb(this.device, 'IOTLB_MSG', translation);
   }
 
   setOwner(thread: number): void {
@@ -137,6 +153,8 @@ export class VhostSession {
     closeIfAny(this.#logFd);
     this.#logFd = NO_FD;
     this.#guestEnd = 0;
+    this.#translated = false;
+    this.translations.forget();
     for (const ring of this.#rings) {
       closeIfAny(ring.kick);
       ring.kick = NO_FD;
@@ -304,6 +322,14 @@ export class VhostSession {
     closeSync(taken);
     throw new ProtocolError('PROTOCOL_FD_KIND', request, `descriptor ${fd} is not an eventfd`);
   }
+}
+
+/** Fails if `features` has a bit that `offered` lacks. */
+function checkOffered(request: string, features: bigint, offered: bigint): void {
+  const extra = features & ~offered;
+  if (extra === 0n) return;
+  const bits = Array.from({ length: 64 }, (_, bit) => bit).filter((bit) => hasFeature(extra, bit));
+  throw new ProtocolError('PROTOCOL_FEATURES', request, `feature bits that were not offered: ${bits.join(', ')}`);
 }
 
 function closeIfAny(fd: number): void {

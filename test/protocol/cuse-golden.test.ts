@@ -37,9 +37,9 @@ const EXCHANGES: readonly (readonly [name: string, Uint8Array, string | undefine
     `30000000 00000000 0600000000000000 ${retry('00000000', '01000000')} ${piece('08000000')}`,
   ],
   [
-    'GET_FEATURES: VERSION_1, ACCESS_PLATFORM left out, MRG_RXBUF, and the header bit',
+    'GET_FEATURES: VERSION_1, ACCESS_PLATFORM, MRG_RXBUF, and the header bit',
     request('48000000', '27000000', '0800000000000000', ioctl('00af0880', '00000000', '08000000')),
-    `28000000 00000000 0800000000000000 ${DONE} 0080000801000000`,
+    `28000000 00000000 0800000000000000 ${DONE} 0080000803000000`,
   ],
   [
     'SET_OWNER',
@@ -112,6 +112,38 @@ const EXCHANGES: readonly (readonly [name: string, Uint8Array, string | undefine
     '10000000 97ffffff 2000000000000000',
   ],
   [
+    'SET_FEATURES: VERSION_1 and ACCESS_PLATFORM',
+    request('50000000', '27000000', '3000000000000000', ioctl('00af0840', '08000000', '00000000', '0000000003000000')),
+    `20000000 00000000 3000000000000000 ${DONE}`,
+  ],
+  [
+    'SET_BACKEND_FEATURES: messages of the second kind',
+    request('50000000', '27000000', '3200000000000000', ioctl('25af0840', '08000000', '00000000', '0200000000000000')),
+    `20000000 00000000 3200000000000000 ${DONE}`,
+  ],
+  [
+    'WRITE: what is at 0x5000 of the device is at 0x7f0000005000, to be written',
+    request(
+      '98000000',
+      '10000000',
+      '3400000000000000',
+      `${FH} 0000000000000000 48000000 00000000 0000000000000000 02800000 00000000 02000000 00000000` +
+        '0050000000000000 0010000000000000 0050000000 7f0000 03 02 000000000000' +
+        '00'.repeat(32),
+    ),
+    '18000000 00000000 3400000000000000 48000000 00000000',
+  ],
+  [
+    'READ: nothing is asked for: EAGAIN',
+    request(
+      '50000000',
+      '0f000000',
+      '3600000000000000',
+      `${FH} 0000000000000000 48000000 00000000 0000000000000000 02800000 00000000`,
+    ),
+    '10000000 f5ffffff 3600000000000000',
+  ],
+  [
     'POLL: nothing to read',
     request('40000000', '28000000', '2200000000000000', `${FH} 0500000000000000 01000000 05000000`),
     '18000000 00000000 2200000000000000 00000000 00000000',
@@ -157,6 +189,9 @@ test('cuse: golden bytes of a device from CUSE_INIT to RELEASE', async () => {
     ['getVringBase', 1, true],
     ['setMemory', []],
     ['getVringBase', 0, true],
+    ['setChannel', 'channel'],
+    ['setFeatures', 0x3_0000_0000n, false],
+    ['updateIotlb', { iova: 0x5000, size: 0x1000, userAddr: 0x7f00_0000_5000, permissions: 3 }],
     ['destroy'],
   ]);
   await bench.close();
