@@ -7,7 +7,7 @@ import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import { GUEST_CACHE } from './guest-image.ts';
 import { makeTempDir, removeTempDir, runToEnd } from './process.ts';
 
@@ -65,10 +65,10 @@ export interface MachineDisks {
   project: string;
 }
 
-/** Makes the disks; `project` in folder `dir`. */
-export async function machineDisks(dir: string): Promise<MachineDisks> {
+/** Makes the disks; `project` in folder `dir`, with what the modules of files `compiled` come to. */
+export async function machineDisks(dir: string, compiled: readonly string[]): Promise<MachineDisks> {
   const project = join(dir, 'project.img');
-  await makeProject(project);
+  await makeProject(project, compiled);
   return { programs: await programsDisk(), project };
 }
 
@@ -112,7 +112,7 @@ async function makePrograms(): Promise<string> {
   return image;
 }
 
-async function makeProject(image: string): Promise<void> {
+async function makeProject(image: string, compiled: readonly string[]): Promise<void> {
   const tree = makeTempDir('project');
   try {
     const parts = ['package.json', 'src', 'test', 'node_modules/koffi', 'node_modules/@koromix', '.cache/guest/image'];
@@ -121,13 +121,21 @@ async function makeProject(image: string): Promise<void> {
       fs.mkdirSync(dirname(to), { recursive: true });
       fs.cpSync(join(ROOT, part), to, { recursive: true, preserveTimestamps: true });
     }
-    const env = { NODE_COMPILE_CACHE: join(tree, '.cache/node'), NODE_COMPILE_CACHE_PORTABLE: '1' };
-    const args = [join(tree, 'src/cli/vhost-switch.ts'), '--help'];
-    await runToEnd({ name: 'vhost-switch --help', command: process.execPath, args, env }, BUILD_MS);
+    await compile(tree, compiled);
     await makeDisk(tree, image, 64);
   } finally {
     removeTempDir(tree);
   }
+}
+
+/** Fills the compile cache, by the switch with its threads, and by the modules of `files`. */
+async function compile(tree: string, files: readonly string[]): Promise<void> {
+  const env = { NODE_COMPILE_CACHE: join(tree, '.cache/node'), NODE_COMPILE_CACHE_PORTABLE: '1' };
+  const run = (args: readonly string[]) =>
+    runToEnd({ name: `node ${args[0]}`, command: process.execPath, args, env, cwd: tree }, BUILD_MS);
+  await run(['src/cli/demo.ts', '--seconds', '1']);
+  const all = files.map((file) => pathToFileURL(join(tree, file)).href);
+  if (all.length > 0) await run(['-e', 'for (const file of process.argv.slice(1)) await import(file)', ...all]);
 }
 
 /** Where the shell finds a program. */

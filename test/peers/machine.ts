@@ -15,6 +15,8 @@ export interface MachineOptions {
   name: string;
   /** Kernel modules to load; mkguest.sh says which there are. Default none. */
   modules?: readonly string[];
+  /** Files of the project whose modules are compiled before, beside the switch's: their paths from its root. Default none. */
+  compiled?: readonly string[];
   /** Default 2048. */
   memoryMiB?: number;
 }
@@ -22,6 +24,8 @@ export interface MachineOptions {
 /** Where the root disk is mounted on the way in. */
 const MOUNTED = '/mnt';
 const PATH = `PATH=/usr/sbin:/usr/bin:${BUSYBOX}`;
+/** Patience of what runs inside: see waitUntil. */
+const SLOWNESS = 'TEST_SLOWNESS=8';
 const BOOT_MS = 120_000;
 const SHORT_MS = 60_000;
 
@@ -38,16 +42,16 @@ export class Machine {
   }
 
   /** Boots a machine with the project as it is now. On failure nothing is left behind. */
-  static async start({ name, modules = [], memoryMiB = 2048 }: MachineOptions): Promise<Machine> {
+  static async start({ name, modules = [], compiled = [], memoryMiB = 2048 }: MachineOptions): Promise<Machine> {
     const dir = makeTempDir(`machine-${name}`);
     try {
-      const { programs, project } = await machineDisks(dir);
+      const { programs, project } = await machineDisks(dir, compiled);
       const guest = new QemuGuest({
         name,
         memoryMiB,
         // With two, QEMU 7.2 under TCG now and then runs code that another processor has just changed: every second Node dies.
         cpus: 1,
-        nice: 5,
+        nice: 0,
         kernelArgs: [`g_mods=${['virtio_blk', ...modules]}`],
         // what DPDK and V8's SIMD take at least: emulation is the faster the less a processor has
         args: ['-cpu', 'Nehalem', ...disk('programs', programs), ...disk('project', project)],
@@ -85,7 +89,9 @@ export class Machine {
 
   /** Runs a shell command as root in the project's folder. After a time-out it still runs, and later ones wait for it. */
   sh(command: string, timeoutMs = SHORT_MS): Promise<ShellResult> {
-    const script = Buffer.from(`export ${PATH} ${COMPILE_CACHE}; cd ${PROJECT} && { ${command}\n}`).toString('base64');
+    const script = Buffer.from(
+      `export ${PATH} ${SLOWNESS} ${COMPILE_CACHE}; cd ${PROJECT} && { ${command}\n}`,
+    ).toString('base64');
     return this.#guest.sh(
       `echo ${script} | base64 -d >/tmp/.command; chroot ${MOUNTED} /bin/sh /tmp/.command`,
       timeoutMs,

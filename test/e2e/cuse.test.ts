@@ -1,0 +1,30 @@
+/** The character device, in a machine with CUSE; what is done there is in cuse-inside.ts. */
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+import { Machine } from '../peers/machine.ts';
+import { ensurePeers } from '../peers/packages.ts';
+import { type TestOutcome, testOutcomes } from '../peers/tap-output.ts';
+
+const [leftOut] = (await ensurePeers(['machine'])).leftOut;
+const skip = leftOut === undefined ? false : leftOut.why;
+const INSIDE = 'node --test-reporter=tap test/e2e/cuse-inside.ts';
+/** What it imports; importing the file itself would run its tests. */
+const COMPILED = ['e2e/cuse-ioctls', 'e2e/switch-process', 'e2e/traffic', 'kit/cuse-card', 'peers/dpdk'];
+const INSIDE_MS = 270_000;
+
+describe('vhost-cuse', { skip, timeout: 290_000 }, () => {
+  let machine: Machine;
+
+  before(async () => {
+    const compiled = COMPILED.map((name) => `test/${name}.ts`);
+    machine = await Machine.start({ name: 'cuse', modules: ['tun', 'cuse', 'vhost_net'], compiled });
+  });
+  after(() => machine?.stop());
+
+  test('in a machine with CUSE', async (t) => {
+    const { status, output } = await machine.sh(INSIDE, INSIDE_MS);
+    const outcomes: TestOutcome[] = testOutcomes(output);
+    for (const { name, ok, details } of outcomes) await t.test(name, () => assert.ok(ok, details));
+    assert.ok(outcomes.length > 0 && status === 0, output);
+  });
+});
