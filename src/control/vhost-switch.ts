@@ -9,7 +9,6 @@ import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCoun
 import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig, type UplinkConfig } from '../switch/switch-config.ts';
 import { UserfaultPostcopy } from '../vhost/postcopy.ts';
 import type { NodeOptions } from '../vhost-cuse/device-node.ts';
-import type { DeviceNumber } from '../vhost-cuse/fuse-message.ts';
 import { VhostCuseServer } from '../vhost-cuse/vhost-cuse-server.ts';
 import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
 import { VhostUserClient } from '../vhost-user/client.ts';
@@ -28,7 +27,7 @@ export interface VhostSwitchOptions {
   /** character device to make for front ends that take vhost-net's, one device an open; none by default */
   readonly cuse?: string | undefined;
   /** the device's number; the kernel chooses one by default */
-  readonly cuseNumber?: DeviceNumber | undefined;
+  readonly cuseNumber?: { readonly major: number; readonly minor: number } | undefined;
   /** by socket: the VLANs of its devices, where these are not those of the plan */
   readonly vlans?: ReadonlyMap<string, PortVlan>;
   /** front ends listen on the sockets: connect to them, again and again, one device a socket. Default false. */
