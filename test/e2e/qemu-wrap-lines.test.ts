@@ -1,9 +1,10 @@
 /** Every command line of qemu-wrap's golden files, as it comes out, is started by a real QEMU on a real switch. */
 import assert from 'node:assert/strict';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { parseLine } from '../../src/launch/qemu-line.ts';
+import { parseLine, QEMU_FLAGS } from '../../src/launch/qemu-line.ts';
 import { CASE_FILES, type CommandCase, readCases, rewriteFor, settingsOf } from '../kit/command-cases.ts';
 import { PASSED_FD, runnable } from '../kit/runnable-line.ts';
 import { guestImage } from '../peers/guest-image.ts';
@@ -31,6 +32,18 @@ describe('QEMU takes what qemu-wrap makes of', { skip, concurrency: 2, timeout: 
     running = await SwitchProcess.start();
   });
   after(() => running?.kill());
+
+  test('which options have a value is known', () => {
+    const help = execFileSync('qemu-system-x86_64', ['-help'], { encoding: 'utf8' });
+    const names = new Set([...help.matchAll(/^--?([\w-]+)/gm)].map(([, name]) => name));
+    assert.ok(names.size > 80);
+    // the words are taken apart first, which fails for a last one that lacks its value; then -version ends QEMU
+    const lacksValue = (name: string) =>
+      spawnSync('qemu-system-x86_64', ['-version', `-${name}`], { encoding: 'utf8' }).stderr.includes(
+        'requires an argument',
+      );
+    for (const name of names) assert.equal(!QEMU_FLAGS.has(name), lacksValue(name), name);
+  });
 
   cases.forEach((one, index) => {
     test(one.title, () => start(one, join(running.dir, `case${index}`)));
