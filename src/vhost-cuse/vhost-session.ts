@@ -13,7 +13,14 @@ import { duplicateFd } from '../sys/descriptor.ts';
 import { isEventfd, isEventfdName, setNonblocking, signal } from '../sys/eventfd.ts';
 import { VHOST_BACKEND_F_IOTLB_MSG_V2, VHOST_FILE_UNBIND, VHOST_NET_F_VIRTIO_NET_HDR } from '../uapi/vhost-ioctl.ts';
 import { VHOST_VRING_F_LOG } from '../uapi/vhost-user.ts';
-import { featureMask, hasFeature, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM } from '../uapi/virtio.ts';
+import {
+  featureMask,
+  hasFeature,
+  VHOST_F_LOG_ALL,
+  VIRTIO_F_ACCESS_PLATFORM,
+  VIRTIO_F_RING_PACKED,
+} from '../uapi/virtio.ts';
+import { VIRTQ_MAX_SIZE, VRING_AVAIL_ALIGN, VRING_USED_ALIGN } from '../uapi/virtio-ring.ts';
 import { NO_FD, type VhostDevice } from '../vhost/vhost-device.ts';
 import { changeIotlb } from '../vhost-user/device-requests.ts';
 import type { VringAddrPayload, VringState } from '../vhost-user/message.ts';
@@ -25,6 +32,8 @@ import { decodeTranslation, Translations } from './translations.ts';
 
 /** How often the dirty log is carried over while the guest runs. */
 const LOG_MS = 100;
+/** of a split ring */
+const MAX_INDEX = 0xffff;
 const HEADER_BIT = featureMask(VHOST_NET_F_VIRTIO_NET_HDR);
 
 /** A vring, and an eventfd or a tap: `fd` is the opener's. */
@@ -63,6 +72,8 @@ export class VhostSession {
   readonly #options: SessionOptions;
   readonly #rings: NetRing[];
   #owner: Opener | undefined;
+  /** RING_PACKED was accepted */
+  #packed = false;
   /** ACCESS_PLATFORM was accepted */
   #translated = false;
   /** where the guest's memory ends, as the table has it */
@@ -89,6 +100,7 @@ export class VhostSession {
   /** Where the tap's packets have headers, those are the driver's own, and say what it has left undone. */
   async setFeatures(features: bigint): Promise<void> {
     checkOffered('SET_FEATURES', features, this.offeredFeatures);
+    this.#packed = hasFeature(features, VIRTIO_F_RING_PACKED);
     this.#translated = hasFeature(features, VIRTIO_F_ACCESS_PLATFORM);
     if (this.#translated) this.device.setChannel(this.translations);
     const byTap = hasFeature(features, VHOST_NET_F_VIRTIO_NET_HDR) ? 0n : this.#options.tapFeatures;
@@ -153,6 +165,7 @@ export class VhostSession {
     closeIfAny(this.#logFd);
     this.#logFd = NO_FD;
     this.#guestEnd = 0;
+    this.#packed = false;
     this.#translated = false;
     this.translations.forget();
     for (const ring of this.#rings) {
@@ -226,11 +239,15 @@ export class VhostSession {
 
   async setVringNum({ index, num }: VringState): Promise<void> {
     this.#checkIdle('SET_VRING_NUM', index);
+    if (num === 0 || num > VIRTQ_MAX_SIZE || (!this.#packed && (num & (num - 1)) !== 0))
+      throw outOfRange('SET_VRING_NUM', index, `${num} descriptors, must be a power of two up to ${VIRTQ_MAX_SIZE}`);
     await this.device.setVringNum(index, num);
   }
 
   async setVringBase({ index, num }: VringState): Promise<void> {
     this.#checkIdle('SET_VRING_BASE', index);
+    if (!this.#packed && num > MAX_INDEX)
+      throw outOfRange('SET_VRING_BASE', index, `index ${num}, must be at most ${MAX_INDEX}`);
     await this.device.setVringBase(index, num);
   }
 
@@ -247,6 +264,9 @@ export class VhostSession {
     const unknown = addresses.flags & ~VHOST_VRING_F_LOG;
     if (unknown !== 0)
       throw new ProtocolError('PROTOCOL_FEATURES', 'SET_VRING_ADDR', `unknown flags 0x${unknown.toString(16)}`);
+    const { availAddr, usedAddr, logAddr } = addresses;
+    if (availAddr % VRING_AVAIL_ALIGN !== 0 || usedAddr % VRING_USED_ALIGN !== 0 || logAddr % VRING_USED_ALIGN !== 0)
+      throw outOfRange('SET_VRING_ADDR', index, 'its available or used ring is not aligned as VIRTIO has it');
     await this.device.setVringAddr(index, addresses);
   }
 
@@ -333,6 +353,9 @@ function checkOffered(request: string, features: bigint, offered: bigint): void 
   const bits = Array.from({ length: 64 }, (_, bit) => bit).filter((bit) => hasFeature(extra, bit));
   throw new ProtocolError('PROTOCOL_FEATURES', request, `feature bits that were not offered: ${bits.join(', ')}`);
 }
+
+const outOfRange = (request: string, index: number, problem: string) =>
+  new ProtocolError('PROTOCOL_VALUE', request, `vring ${index}: ${problem}`);
 
 function closeIfAny(fd: number): void {
   if (fd !== NO_FD) closeSync(fd);

@@ -7,7 +7,13 @@ import { libc } from '../../src/sys/libc.ts';
 import { createMemfd } from '../../src/sys/memory.ts';
 import { FUSE_POLL, FUSE_READ, FUSE_WRITE } from '../../src/uapi/fuse.ts';
 import * as vhost from '../../src/uapi/vhost-ioctl.ts';
-import { featureMask, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
+import {
+  featureMask,
+  VHOST_F_LOG_ALL,
+  VIRTIO_F_ACCESS_PLATFORM,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_F_VERSION_1,
+} from '../../src/uapi/virtio.ts';
 import { VIRTIO_NET_F_CSUM } from '../../src/uapi/virtio-net.ts';
 import { IOTLB, type IotlbPayload } from '../../src/vhost-user/payloads.ts';
 import { CuseBench, memoryTable, OwnMemory, u32s, u64, VhostCaller, vringAddr } from '../kit/cuse-bench.ts';
@@ -281,6 +287,19 @@ ioctlTest(
   },
 );
 
+ioctlTest('cuse ioctls: sizes and indexes are those of the ring’s format', async ({ device, caller }) => {
+  const num = (n: number) => caller.call(vhost.VHOST_SET_VRING_NUM, u32s(0, n));
+  const base = (n: number) => caller.call(vhost.VHOST_SET_VRING_BASE, u32s(0, n));
+  for (const bad of [0, 3, 300, 32769, 65536, NONE]) assert.equal(await num(bad), EINVAL, `${bad} descriptors`);
+  for (const bad of [65536, NONE]) assert.equal(await base(bad), EINVAL, `index ${bad}`);
+  assert.deepEqual(device.calls, []);
+  assert.deepEqual([await num(1), await num(32768), await base(65535)], [0, 0, 0]);
+  const packed = featureMask(VIRTIO_F_VERSION_1, VIRTIO_F_RING_PACKED);
+  device.offeredFeatures = packed;
+  await caller.must(vhost.VHOST_SET_FEATURES, u64(packed));
+  assert.deepEqual([await num(300), await base(0x8005_8003), await num(32769), await num(0)], [0, 0, EINVAL, EINVAL]);
+});
+
 ioctlTest(
   'cuse ioctls: wild ring addresses and flags are refused, others are the device’s to judge',
   async ({ device, caller }) => {
@@ -288,9 +307,11 @@ ioctlTest(
     new DataView(bytes.buffer).setBigUint64(8, 2n ** 53n, true);
     assert.equal(await caller.call(vhost.VHOST_SET_VRING_ADDR, bytes), EFAULT);
     assert.equal(await caller.call(vhost.VHOST_SET_VRING_ADDR, vringAddr(0, 0, 0, 0, { flags: 2 })), EOPNOTSUPP);
+    for (const bad of [vringAddr(0, 0, 2, 0), vringAddr(0, 0, 0, 1), vringAddr(0, 0, 0, 0, { flags: 1, log: 2 })])
+      assert.equal(await caller.call(vhost.VHOST_SET_VRING_ADDR, bad), EINVAL);
     assert.deepEqual(device.calls, []);
-    await caller.must(vhost.VHOST_SET_VRING_ADDR, vringAddr(0, 3, 2 ** 53 - 1, 1, { log: 9 }));
-    const told = { flags: 0, descAddr: 3, usedAddr: 2 ** 53 - 1, availAddr: 1, logAddr: 0 };
+    await caller.must(vhost.VHOST_SET_VRING_ADDR, vringAddr(0, 3, 2 ** 53 - 4, 2, { log: 9 }));
+    const told = { flags: 0, descAddr: 3, usedAddr: 2 ** 53 - 4, availAddr: 2, logAddr: 0 };
     assert.deepEqual(device.calls, [['setVringAddr', 0, told]]);
   },
 );
