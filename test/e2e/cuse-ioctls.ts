@@ -1,5 +1,5 @@
 /** Every ioctl of vhost-net with good, bad and hostile arguments, for whoever serves it: the kernel, or the switch. */
-import { openSync } from 'node:fs';
+import { openSync, writeSync } from 'node:fs';
 import { createEventfd } from '../../src/sys/eventfd.ts';
 import { createMemfd, mapZero, reserve } from '../../src/sys/memory.ts';
 import { openTap } from '../../src/sys/tap.ts';
@@ -46,6 +46,11 @@ class World {
   readonly tap = openTap('ioctls0', HEADER_BYTES, false);
   /** a page that can be read, and one behind the end of its file, which cannot */
   readonly page = new OwnMemory(2 * PAGE).map(this.#short);
+
+  constructor() {
+    // a driver writes its rings: memory without a byte in it looks as if the guest had private pages in its place
+    writeSync(this.#memfd, new Uint8Array(PAGE));
+  }
 
   close(): void {
     this.ram.close();
