@@ -72,20 +72,29 @@ const SERVED = /^(fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|coda|lustre)/;
  * file system, which alone might take for ever: memory files have seals, others are judged by their mount.
  */
 export function isLocalFile(fd: number): boolean {
-  return c.fcntl(fd, F_GET_SEALS, 0) >= 0 || isOnLocalMount(fd, mountsOf('self'));
+  return c.fcntl(fd, F_GET_SEALS, 0) >= 0 || isLocalMount(mountOf('self', fd), mountsOf('self'));
 }
 
-/** The same of a handle (O_PATH) of a file that process `pid` has, and that may be of its mount namespace. */
+/** The same of a file that process `pid` has, and that may be of its mount namespace, by a handle (O_PATH) of it. */
 export function isLocalHandle(handle: number, pid: number): boolean {
-  return memoryMounts().has(mountOf(handle)) || isOnLocalMount(handle, [...mountsOf('self'), ...mountsOf(pid)]);
+  return isLocalOf(mountOf('self', handle), pid);
+}
+
+/** The same of what is descriptor `fd` of process `pid` at the moment, without touching it. */
+export function isLocalDescriptor(pid: number, fd: number): boolean {
+  return isLocalOf(mountOf(pid, fd), pid);
+}
+
+function isLocalOf(mount: string | undefined, pid: number): boolean {
+  return memoryMounts().has(mount) || isLocalMount(mount, [...mountsOf('self'), ...mountsOf(pid)]);
 }
 
 const mountsOf = (process: number | 'self') => readFileSync(`/proc/${process}/mountinfo`, 'utf8').split('\n');
-const mountOf = (fd: number) => /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1];
+const mountOf = (process: number | 'self', fd: number) =>
+  /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/${process}/fdinfo/${fd}`, 'utf8'))?.[1];
 
 /** Mounts have numbers of their own all over the machine. */
-function isOnLocalMount(fd: number, mounts: readonly string[]): boolean {
-  const mount = mountOf(fd);
+function isLocalMount(mount: string | undefined, mounts: readonly string[]): boolean {
   const type = / - (\S+) /.exec(mounts.find((line) => line.startsWith(`${mount} `)) ?? '')?.[1];
   return type !== undefined && !SERVED.test(type);
 }
@@ -96,7 +105,7 @@ function memoryMounts(): Set<string | undefined> {
     const fd = c.memfdCreate('mount', MFD_CLOEXEC | kind);
     if (fd < 0) return undefined;
     try {
-      return mountOf(fd);
+      return mountOf('self', fd);
     } finally {
       closeSync(fd);
     }

@@ -36,6 +36,7 @@ export class OpenerLog {
   readonly #base: number;
   readonly #mapping: SharedMapping;
   readonly #words: Int32Array;
+  readonly #bytes: Uint8Array;
   /** the mapping's */
   readonly #fd: number;
 
@@ -48,7 +49,9 @@ export class OpenerLog {
     sealAgainstShrinking(fd);
     this.#mapping = new SharedMapping(pool, { fd, size, fileOff: 0 }, 'the dirty log', 'SET_LOG_BASE');
     const { off, handle } = this.#mapping;
-    this.#words = openWindow(handle).i32.subarray(off / WORD, (off + size) / WORD);
+    const { i32, u8 } = openWindow(handle);
+    this.#words = i32.subarray(off / WORD, (off + size) / WORD);
+    this.#bytes = u8.subarray(off, off + size);
     this.#fd = fd;
   }
 
@@ -67,9 +70,8 @@ export class OpenerLog {
     let some = false;
     for (let at = 0; at < words.length; at++) {
       if (words[at] === 0) continue;
-      const bits = Atomics.exchange(words, at, 0);
       some = true;
-      this.#addRuns(runs, at * WORD, bits);
+      this.#takeWord(runs, at * WORD);
       if (runs.length < MAX_FILL_RUNS - WORD) continue;
       fillMemory(this.#pid, runs, 0xff);
       runs = [];
@@ -78,11 +80,11 @@ export class OpenerLog {
     return some;
   }
 
-  /** Adds the bytes of a word that have bits, joined to the run before where they follow it. */
-  #addRuns(runs: MemoryRun[], off: number, bits: number): void {
-    for (let i = 0; i < WORD; i++) {
-      if (((bits >>> (8 * i)) & 0xff) === 0) continue;
-      const address = this.#base + off + i;
+  /** Takes the bytes of a word that have bits, and adds them to the runs, to the last one where they follow it. */
+  #takeWord(runs: MemoryRun[], off: number): void {
+    for (let i = off; i < off + WORD; i++) {
+      if (Atomics.exchange(this.#bytes, i, 0) === 0) continue;
+      const address = this.#base + i;
       const last = runs.at(-1);
       if (last !== undefined && last.address + last.len === address) last.len++;
       else runs.push({ address, len: 1 });

@@ -6,13 +6,13 @@
  * has mapped to write to. Files that somebody serves are not opened at all: that might take for ever.
  * @see proc_pid_maps(5), proc_pid_map_files(5)
  */
-import { closeSync, constants, fstatSync, openSync, readdirSync, readFileSync, readlinkSync, readSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs';
 import { ProtocolError } from '../errors.ts';
 import type { MemoryRegion } from '../mem/guest-memory.ts';
 import { duplicateFd } from '../sys/descriptor.ts';
-import { isLocalFile, isLocalHandle } from '../sys/memory.ts';
+import { isLocalDescriptor, isLocalFile, isLocalHandle } from '../sys/memory.ts';
 import { type FileRange, fileRanges, isStillThere, type MemoryPiece, parseMaps } from './memory-map.ts';
-import { explainRights, type Opener } from './opener.ts';
+import { closeLater, explainRights, type Opener } from './opener.ts';
 
 /** A region as SET_MEM_TABLE has it. */
 export interface OpenerRegion {
@@ -191,12 +191,10 @@ class OpenerFiles {
     const names = new Set([...wanted.values()].map(({ name }) => name));
     for (const number of this.#descriptors()) {
       if (this.#fds.size === wanted.size) return;
-      if (!names.has(this.#nameOf(number))) continue;
-      const fd = this.#take(number);
+      const fd = this.#takeIf(number, (name) => names.has(name));
       if (fd === undefined) continue;
-      // asks no file system that somebody serves: see isLocalFile
-      const id = isLocalFile(fd) ? idOfFile(fd) : undefined;
-      if (id === undefined || !wanted.has(id) || this.#fds.has(id) || !isWritable(fd)) closeSync(fd);
+      const id = idOfFile(fd);
+      if (!wanted.has(id) || this.#fds.has(id) || !isWritable(fd)) closeSync(fd);
       else this.#fds.set(id, fd);
     }
   }
@@ -209,20 +207,18 @@ class OpenerFiles {
     }
   }
 
-  /** What a descriptor is called, as in maps; nothing for one that has just been closed. */
-  #nameOf(number: number): string {
+  /** A duplicate of a descriptor of that name, of a local file; nothing where it has just been closed or changed. */
+  #takeIf(number: number, isWanted: (name: string) => boolean): number | undefined {
+    const { pid } = this.#opener;
     try {
-      return readlinkSync(`/proc/${this.#opener.pid}/fd/${number}`);
-    } catch {
-      return '';
-    }
-  }
-
-  #take(number: number): number | undefined {
-    try {
-      return this.#opener.takeFd(REQUEST, number);
+      if (!isWanted(this.#opener.nameOf(REQUEST, number)) || !isLocalDescriptor(pid, number)) return undefined;
+      const fd = this.#opener.takeFd(REQUEST, number);
+      if (isLocalFile(fd)) return fd;
+      closeLater(fd);
+      return undefined;
     } catch (error) {
-      if ((error as { code?: string }).code === 'EBADF') return undefined;
+      const { code } = error as { code?: string };
+      if (code === 'EBADF' || code === 'ENOENT') return undefined;
       throw error;
     }
   }

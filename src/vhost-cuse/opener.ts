@@ -2,11 +2,12 @@
  * The process that has made a device its own (SET_OWNER): its descriptors and its memory. It may do as it likes meanwhile, end included.
  * @see pidfd_open(2), pidfd_getfd(2), proc_pid_status(5)
  */
-import { closeSync, readFileSync } from 'node:fs';
-import { ProtocolError, type SysError } from '../errors.ts';
+import { close, closeSync, readFileSync, readlinkSync } from 'node:fs';
+import { ProtocolError, SysError } from '../errors.ts';
 import { openPidfd, takeFd } from '../sys/process.ts';
 import { ReadWatch } from '../sys/unix-socket.ts';
 
+const EBADF = 9;
 const DENIED = ['EPERM', 'EACCES'];
 
 /** What a refusal of the kernel comes to: rights that are missing are explained, all else stays as it is. */
@@ -64,7 +65,21 @@ export class Opener {
     }
   }
 
-  /** A duplicate of the process's descriptor `fd`, owned by the caller. Throws ProtocolError, SysError (EBADF, …). */
+  /** What /proc calls the process's descriptor `fd`. Throws SysError EBADF where it has none, ProtocolError. */
+  nameOf(request: string, fd: number): string {
+    try {
+      return readlinkSync(`/proc/${this.pid}/fd/${fd}`);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT')
+        throw new SysError('pidfd_getfd', EBADF, `of descriptor ${fd}`);
+      throw explainRights(error, request, this.pid);
+    }
+  }
+
+  /**
+   * A duplicate of the process's descriptor `fd`, owned by the caller, who looks at `nameOf` first: it closes what turns out to be
+   * something else by `closeLater`. Throws ProtocolError, SysError (EBADF, …).
+   */
   takeFd(request: string, fd: number): number {
     try {
       return takeFd(this.#pidfd, fd);
@@ -77,4 +92,9 @@ export class Opener {
     this.#watch.close();
     closeSync(this.#pidfd);
   }
+}
+
+/** Closes a descriptor on another thread: where a program serves the file, closing waits for that program, perhaps for ever. */
+export function closeLater(fd: number): void {
+  close(fd, () => {});
 }

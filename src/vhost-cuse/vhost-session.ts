@@ -10,7 +10,7 @@ import { closeSync } from 'node:fs';
 import { ProtocolError } from '../errors.ts';
 import type { WindowPool } from '../mem/window.ts';
 import { duplicateFd } from '../sys/descriptor.ts';
-import { isEventfd, setNonblocking, signal } from '../sys/eventfd.ts';
+import { isEventfd, isEventfdName, setNonblocking, signal } from '../sys/eventfd.ts';
 import { VHOST_BACKEND_F_IOTLB_MSG_V2, VHOST_FILE_UNBIND, VHOST_NET_F_VIRTIO_NET_HDR } from '../uapi/vhost-ioctl.ts';
 import { VHOST_VRING_F_LOG } from '../uapi/vhost-user.ts';
 import { featureMask, hasFeature, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM } from '../uapi/virtio.ts';
@@ -18,7 +18,7 @@ import { NO_FD, type VhostDevice } from '../vhost/vhost-device.ts';
 import { changeIotlb } from '../vhost-user/device-requests.ts';
 import type { VringAddrPayload, VringState } from '../vhost-user/message.ts';
 import { checkRegions } from '../vhost-user/regions.ts';
-import { Opener, processOf } from './opener.ts';
+import { closeLater, Opener, processOf } from './opener.ts';
 import { logBytes, OpenerLog } from './opener-log.ts';
 import { type OpenerRegion, openMemory } from './opener-memory.ts';
 import { decodeTranslation, Translations } from './translations.ts';
@@ -278,7 +278,7 @@ export class VhostSession {
       await this.#stop(index);
       return;
     }
-    closeSync(this.#opener.takeFd('NET_SET_BACKEND', fd));
+    this.#opener.nameOf('NET_SET_BACKEND', fd); // it must be there
     if (ring.hasBackend) return;
     ring.hasBackend = true;
     try {
@@ -317,9 +317,11 @@ export class VhostSession {
   /** A duplicate of the opener's eventfd, or NO_FD for −1. */
   #takeEventfd(request: string, fd: number): number {
     if (fd === VHOST_FILE_UNBIND) return NO_FD;
-    const taken = this.#opener.takeFd(request, fd);
-    if (isEventfd(taken)) return taken;
-    closeSync(taken);
+    if (isEventfdName(this.#opener.nameOf(request, fd))) {
+      const taken = this.#opener.takeFd(request, fd);
+      if (isEventfd(taken)) return taken;
+      closeLater(taken);
+    }
     throw new ProtocolError('PROTOCOL_FD_KIND', request, `descriptor ${fd} is not an eventfd`);
   }
 }
