@@ -27,6 +27,12 @@ import { decodeTranslation, Translations } from './translations.ts';
 const LOG_MS = 100;
 const HEADER_BIT = featureMask(VHOST_NET_F_VIRTIO_NET_HDR);
 
+/** VIRTIO 1.2 §2.7: the size, alignments and indexes of a split ring. */
+const MAX_RING_SIZE = 32768;
+const AVAIL_ALIGN = 2;
+const USED_ALIGN = 4;
+const MAX_INDEX = 65535;
+
 /** A vring, and an eventfd or a tap: `fd` is the opener's. */
 export interface VringFile {
   readonly index: number;
@@ -226,11 +232,15 @@ export class VhostSession {
 
   async setVringNum({ index, num }: VringState): Promise<void> {
     this.#checkIdle('SET_VRING_NUM', index);
+    // split rings only are on offer
+    if (num === 0 || num > MAX_RING_SIZE || (num & (num - 1)) !== 0)
+      throw outOfRange('SET_VRING_NUM', index, `${num} descriptors, must be a power of two up to ${MAX_RING_SIZE}`);
     await this.device.setVringNum(index, num);
   }
 
   async setVringBase({ index, num }: VringState): Promise<void> {
     this.#checkIdle('SET_VRING_BASE', index);
+    if (num > MAX_INDEX) throw outOfRange('SET_VRING_BASE', index, `index ${num}, must be at most ${MAX_INDEX}`);
     await this.device.setVringBase(index, num);
   }
 
@@ -247,6 +257,9 @@ export class VhostSession {
     const unknown = addresses.flags & ~VHOST_VRING_F_LOG;
     if (unknown !== 0)
       throw new ProtocolError('PROTOCOL_FEATURES', 'SET_VRING_ADDR', `unknown flags 0x${unknown.toString(16)}`);
+    const { availAddr, usedAddr, logAddr } = addresses;
+    if (availAddr % AVAIL_ALIGN !== 0 || usedAddr % USED_ALIGN !== 0 || logAddr % USED_ALIGN !== 0)
+      throw outOfRange('SET_VRING_ADDR', index, 'its available or used ring is not aligned as VIRTIO has it');
     await this.device.setVringAddr(index, addresses);
   }
 
@@ -333,6 +346,9 @@ function checkOffered(request: string, features: bigint, offered: bigint): void 
   const bits = Array.from({ length: 64 }, (_, bit) => bit).filter((bit) => hasFeature(extra, bit));
   throw new ProtocolError('PROTOCOL_FEATURES', request, `feature bits that were not offered: ${bits.join(', ')}`);
 }
+
+const outOfRange = (request: string, index: number, problem: string) =>
+  new ProtocolError('PROTOCOL_VALUE', request, `vring ${index}: ${problem}`);
 
 function closeIfAny(fd: number): void {
   if (fd !== NO_FD) closeSync(fd);

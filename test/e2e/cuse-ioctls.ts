@@ -52,6 +52,11 @@ class World {
     writeSync(this.#memfd, new Uint8Array(PAGE));
   }
 
+  /** Ring 0 is what the page tells of, should somebody read the half of an argument. */
+  readonly blankPage = (): void => {
+    writeSync(this.#short, new Uint8Array(PAGE), 0, PAGE, 0);
+  };
+
   close(): void {
     this.ram.close();
     this.page.close();
@@ -117,12 +122,13 @@ class Cases {
 
   /** Arguments that lie nowhere. */
   #pointers(): void {
-    const { page } = this.#world;
+    const { page, blankPage } = this.#world;
     const bad = { nowhere: 0n, 'in the first page': 8n, "in the kernel's memory": 0xffff_8000_0000_1000n };
     this.#with('owned', (client) => {
       for (const [name, cmd] of Object.entries(WITH_MEMORY)) {
         for (const [where, address] of Object.entries(bad))
           this.#ask(client, `${name} with its argument ${where}`, cmd, address);
+        blankPage();
         const cut = BigInt(page.address + PAGE - sizeOf(cmd) + 1);
         this.#ask(client, `${name} with an argument that is cut off`, cmd, cut);
       }

@@ -288,12 +288,32 @@ ioctlTest(
     new DataView(bytes.buffer).setBigUint64(8, 2n ** 53n, true);
     assert.equal(await caller.call(vhost.VHOST_SET_VRING_ADDR, bytes), EFAULT);
     assert.equal(await caller.call(vhost.VHOST_SET_VRING_ADDR, vringAddr(0, 0, 0, 0, { flags: 2 })), EOPNOTSUPP);
+    for (const [used, avail] of [
+      [2, 2],
+      [4, 1],
+    ])
+      assert.equal(await caller.call(vhost.VHOST_SET_VRING_ADDR, vringAddr(0, 16, used, avail)), EINVAL);
     assert.deepEqual(device.calls, []);
-    await caller.must(vhost.VHOST_SET_VRING_ADDR, vringAddr(0, 3, 2 ** 53 - 1, 1, { log: 9 }));
-    const told = { flags: 0, descAddr: 3, usedAddr: 2 ** 53 - 1, availAddr: 1, logAddr: 0 };
+    await caller.must(vhost.VHOST_SET_VRING_ADDR, vringAddr(0, 3, 2 ** 53 - 4, 2, { log: 9 }));
+    const told = { flags: 0, descAddr: 3, usedAddr: 2 ** 53 - 4, availAddr: 2, logAddr: 0 };
     assert.deepEqual(device.calls, [['setVringAddr', 0, told]]);
   },
 );
+
+ioctlTest('cuse ioctls: a size or an index that no split ring has is refused', async ({ device, caller }) => {
+  for (const num of [0, 3, 100, 65536, 2 ** 31])
+    assert.equal(await caller.call(vhost.VHOST_SET_VRING_NUM, u32s(0, num)), EINVAL);
+  for (const base of [65536, 2 ** 31])
+    assert.equal(await caller.call(vhost.VHOST_SET_VRING_BASE, u32s(0, base)), EINVAL);
+  assert.deepEqual(device.calls, []);
+  for (const num of [1, 32768]) await caller.must(vhost.VHOST_SET_VRING_NUM, u32s(0, num));
+  await caller.must(vhost.VHOST_SET_VRING_BASE, u32s(0, 65535));
+  assert.deepEqual(device.calls, [
+    ['setVringNum', 0, 1],
+    ['setVringNum', 0, 32768],
+    ['setVringBase', 0, 65535],
+  ]);
+});
 
 ioctlTest('cuse ioctls: other ioctls are ENOTTY, whatever comes with them', async ({ device, caller, cuse }) => {
   for (const cmd of [0, 0xaf00, 0x4008af13, 0x4008af23, 0x5401, 0xffff_ffff, vhost.VHOST_SET_MEM_TABLE + 0x10000]) {
