@@ -1,5 +1,5 @@
 /** Every ioctl of vhost-net with good, bad and hostile arguments, for whoever serves it: the kernel, or the switch. */
-import { openSync } from 'node:fs';
+import { openSync, writeSync } from 'node:fs';
 import { createEventfd } from '../../src/sys/eventfd.ts';
 import { createMemfd, mapZero, reserve } from '../../src/sys/memory.ts';
 import { openTap } from '../../src/sys/tap.ts';
@@ -46,6 +46,16 @@ class World {
   readonly tap = openTap('ioctls0', HEADER_BYTES, false);
   /** a page that can be read, and one behind the end of its file, which cannot */
   readonly page = new OwnMemory(2 * PAGE).map(this.#short);
+
+  constructor() {
+    // a driver writes its rings: memory without a byte in it looks as if the guest had private pages in its place
+    writeSync(this.#memfd, new Uint8Array(PAGE));
+  }
+
+  /** Ring 0 is what the page tells of, should somebody read the half of an argument. */
+  readonly blankPage = (): void => {
+    writeSync(this.#short, new Uint8Array(PAGE), 0, PAGE, 0);
+  };
 
   close(): void {
     this.ram.close();
@@ -112,12 +122,13 @@ class Cases {
 
   /** Arguments that lie nowhere. */
   #pointers(): void {
-    const { page } = this.#world;
+    const { page, blankPage } = this.#world;
     const bad = { nowhere: 0n, 'in the first page': 8n, "in the kernel's memory": 0xffff_8000_0000_1000n };
     this.#with('owned', (client) => {
       for (const [name, cmd] of Object.entries(WITH_MEMORY)) {
         for (const [where, address] of Object.entries(bad))
           this.#ask(client, `${name} with its argument ${where}`, cmd, address);
+        blankPage();
         const cut = BigInt(page.address + PAGE - sizeOf(cmd) + 1);
         this.#ask(client, `${name} with an argument that is cut off`, cmd, cut);
       }

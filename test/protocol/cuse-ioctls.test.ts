@@ -316,6 +316,21 @@ ioctlTest(
   },
 );
 
+ioctlTest('cuse ioctls: a size or an index that no split ring has is refused', async ({ device, caller }) => {
+  for (const num of [0, 3, 100, 65536, 2 ** 31])
+    assert.equal(await caller.call(vhost.VHOST_SET_VRING_NUM, u32s(0, num)), EINVAL);
+  for (const base of [65536, 2 ** 31])
+    assert.equal(await caller.call(vhost.VHOST_SET_VRING_BASE, u32s(0, base)), EINVAL);
+  assert.deepEqual(device.calls, []);
+  for (const num of [1, 32768]) await caller.must(vhost.VHOST_SET_VRING_NUM, u32s(0, num));
+  await caller.must(vhost.VHOST_SET_VRING_BASE, u32s(0, 65535));
+  assert.deepEqual(device.calls, [
+    ['setVringNum', 0, 1],
+    ['setVringNum', 0, 32768],
+    ['setVringBase', 0, 65535],
+  ]);
+});
+
 ioctlTest('cuse ioctls: other ioctls are ENOTTY, whatever comes with them', async ({ device, caller, cuse }) => {
   for (const cmd of [0, 0xaf00, 0x4008af13, 0x4008af23, 0x5401, 0xffff_ffff, vhost.VHOST_SET_MEM_TABLE + 0x10000]) {
     assert.equal(await caller.call(cmd, new Uint8Array(64)), ENOTTY);
