@@ -12,7 +12,10 @@ import * as vhost from '../../src/uapi/vhost-ioctl.ts';
 import { memoryTable, OwnMemory, u32s } from '../kit/cuse-bench.ts';
 import { CuseCard } from '../kit/cuse-card.ts';
 import { CuseClient } from '../kit/cuse-client.ts';
+import { leaseTo } from '../kit/dhcp-server.ts';
+import { IpHost } from '../kit/ip-host.ts';
 import { DpdkTestpmd } from '../peers/dpdk.ts';
+import { PXE_ROM } from '../peers/machine-image.ts';
 import { PeerProcess, waitUntil } from '../peers/process.ts';
 import { askAll } from './cuse-ioctls.ts';
 import { SwitchProcess } from './switch-process.ts';
@@ -218,6 +221,35 @@ test("DPDK's virtio-user with its vhost-kernel back end sends back what it was s
     } finally {
       await testpmd.stop();
       await guest.close();
+    }
+  });
+});
+
+test('QEMU with vhost=on,vhostfd=: a guest boots from the network, and answers pings', async () => {
+  await leavesNothing(async () => {
+    const host = await onSocket(16);
+    const [mac, ip, ownIp] = [macOf(17), '10.0.0.17', '10.0.0.16'];
+    const args = [
+      ...['-accel', 'tcg,tb-size=32', '-M', 'pc,memory-backend=mem', '-m', '64', '-nodefaults', '-no-user-config'],
+      ...['-display', 'none', '-object', 'memory-backend-memfd,id=mem,size=64M,share=on', '-option-rom', PXE_ROM],
+      // its driver polls: without MSI-X, vhost is used by force only
+      ...['-netdev', 'tap,id=n,ifname=qemu0,script=no,downscript=no,vhost=on,vhostforce=on,vhostfd=3'],
+      ...['-device', `virtio-net-pci,netdev=n,mac=${mac},vectors=0,romfile=`],
+    ];
+    const command = `exec 3<>${DEVICE}; exec qemu-system-x86_64 ${args.join(' ')}`;
+    const qemu = new PeerProcess({ name: 'QEMU', command: 'bash', args: ['-c', command] });
+    try {
+      const booted = leaseTo(host, ip, ownIp, 2 * PATIENCE_MS);
+      const ended = qemu.ended.then((how) => Promise.reject(new Error(`QEMU ${how}: ${qemu.lastLines()}`)));
+      assert.equal(await Promise.race([booted, ended]), mac);
+      const pinging = new IpHost(host, ownIp, { mac, ip });
+      pinging.startPinging(200);
+      await pinging.answersMore(5, PATIENCE_MS);
+      await pinging.stop();
+      ended.catch(() => {}); // by us
+    } finally {
+      await qemu.stop();
+      await host.close();
     }
   });
 });

@@ -9,7 +9,16 @@ const [leftOut] = (await ensurePeers(['machine'])).leftOut;
 const skip = leftOut === undefined ? false : leftOut.why;
 const INSIDE = 'node --test-reporter=tap test/e2e/cuse-inside.ts';
 /** What it imports; importing the file itself would run its tests. */
-const COMPILED = ['e2e/cuse-ioctls', 'e2e/switch-process', 'e2e/traffic', 'kit/cuse-card', 'peers/dpdk'];
+const COMPILED = [
+  'e2e/cuse-ioctls',
+  'e2e/switch-process',
+  'e2e/traffic',
+  'kit/cuse-card',
+  'kit/dhcp-server',
+  'kit/ip-host',
+  'peers/machine-image',
+  'peers/dpdk',
+];
 const INSIDE_MS = 270_000;
 
 describe('vhost-cuse', { skip, timeout: 290_000 }, () => {

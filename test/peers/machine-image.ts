@@ -27,6 +27,9 @@ const BUILD_MS = 120_000;
 const MIB = 2 ** 20;
 const SLACK = 1.1;
 
+/** Firmware that boots a guest of the machine's QEMU from the network. */
+export const PXE_ROM = '/usr/lib/ipxe/qemu/pxe-virtio.rom';
+
 /** Programs by name: the peers, what the harness starts them with, and what mkguest.sh takes. The rest is the machine's busybox. */
 const PROGRAMS = [
   ...[
@@ -52,6 +55,7 @@ const PLUGINS = ['librte_bus_pci', 'librte_bus_vdev', 'librte_mempool_ring', 'li
 const FILES = [
   '/usr/libexec/coreutils/libstdbuf.so',
   '/usr/share/seabios/bios-256k.bin',
+  PXE_ROM,
   ...['kvmvapic.bin', 'linuxboot_dma.bin', 'pvh.bin'].map((name) => `/usr/share/qemu/${name}`),
 ];
 const MULTIARCH = '/usr/lib/x86_64-linux-gnu';

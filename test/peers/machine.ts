@@ -52,7 +52,8 @@ export class Machine {
         // With two, QEMU 7.2 under TCG now and then runs code that another processor has just changed: every second Node dies.
         cpus: 1,
         nice: 0,
-        kernelArgs: [`g_mods=${['virtio_blk', ...modules]}`],
+        // on a busy computer the kernel takes a processor's clock, when it looks at it, for many times slower than it is
+        kernelArgs: ['clocksource=hpet', `g_mods=${['virtio_blk', ...modules]}`],
         // what DPDK and V8's SIMD take at least: emulation is the faster the less a processor has
         args: ['-cpu', 'Nehalem', ...disk('programs', programs), ...disk('project', project)],
       });
