@@ -1,8 +1,10 @@
 #!/usr/bin/env node
 /**
- * The vhost-switch command: runs a switch until it is told to stop, and prints the sample program's statistics.
+ * The vhost-switch command: runs a switch until it is told to stop, and prints the sample program's statistics; or, as
+ * `vhost-switch doctor`, says what is in a switch's or guest's way.
  */
 import type { CommandLine } from './command-line.ts';
+import { runDoctor } from './doctor.ts';
 import { runProgram, runSwitch, TERMINAL } from './program.ts';
 import { statsTable } from './stats-table.ts';
 
@@ -18,4 +20,6 @@ function run(options: CommandLine): Promise<void> {
   });
 }
 
-await runProgram(process.argv.slice(2), run);
+const [subcommand, ...words] = process.argv.slice(2);
+if (subcommand === 'doctor') await runDoctor(words);
+else await runProgram(process.argv.slice(2), run);
