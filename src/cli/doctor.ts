@@ -92,13 +92,13 @@ export function parseDoctor(argv: readonly string[]): DoctorSettings {
 export function doctorHelp(): string {
   return `usage: vhost-switch doctor [options]
 
-Looks at this machine, and if one is named at a guest and its sockets: what is wrong, how it shows, and
-what mends it. Changes nothing, and needs no root; what this user may not see is said.
+Looks at this machine, and if one is named at a guest and its sockets: what is wrong, how it shows,
+and what mends it. Changes nothing, and needs no root; what this user may not see is said.
 
 ${formatHelp(Object.values(DOCTOR))}
 
-Of -c, -l and --lcores only one: the cores the switch runs on, as it is told them. Without, those of the
-switch that listens on the socket.
+Of -c, -l and --lcores only one: the cores the switch runs on, as it is told them. Without, those of
+the switch that listens on the socket.
 
 Exit status: 0 healthy, warnings or not; 1 errors found; 2 wrong usage.
 `;

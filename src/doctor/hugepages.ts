@@ -102,7 +102,8 @@ function checkPool(pool: HugepagePool): Finding {
   const facts = `hugepages of ${sizeText(size)}: ${total}, ${free} free${promised}`;
   if (left > 0 || overcommit > 0) return fine('hugepages.pool', facts);
   return warning('hugepages.pool', `${facts}: none is left`, {
-    shows: 'the next QEMU with hugepages ends with "can\'t mmap RAM pages: Cannot allocate memory", or does not start',
+    shows:
+      'the next QEMU with hugepages says "unable to map backing store for guest RAM: Cannot allocate memory", and ends',
     mend: [`echo ${total * 2} >${poolFile(pool)}`],
   });
 }

@@ -25,8 +25,8 @@ export type PortKind = (typeof PORT_KINDS)[number];
 
 /** Frames of one queue and of one lcore that net_af_xdp keeps in locked memory. @see docs/af-xdp.md */
 const XDP_LOCKED_BYTES = 12 * 2 ** 20;
-/** Windows on guest memory, and what V8 reserves: less than this is no use. */
-const MIN_ADDRESS_SPACE = 64 * 2 ** 30;
+/** A switch with two guests: V8 reserves several GiB around each window on guest memory. No memory is taken for that. */
+const MIN_ADDRESS_SPACE = 128 * 2 ** 30;
 
 /** What stands in the way of a port. */
 interface Obstacle extends Remedy {
@@ -176,8 +176,7 @@ function checkAddressSpace(source: Source): Finding[] {
   if (limit >= MIN_ADDRESS_SPACE) return [fine('limits.address-space', 'address space is not limited')];
   return [
     failure('limits.address-space', `address space is limited to ${sizeText(limit)}`, {
-      shows:
-        'the switch does not start, or says NO_WINDOWS when a guest connects: it maps guest memory in windows of 2 GiB',
+      shows: 'the switch does not start, or a guest cannot connect: "WebAssembly.Memory(): could not allocate memory"',
       mend: ['ulimit -v unlimited', 'in the systemd unit of the switch: LimitAS=infinity'],
     }),
   ];
