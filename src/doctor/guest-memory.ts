@@ -1,10 +1,12 @@
 /**
  * The guest's memory: shared with the switch, there when it is wanted, not sealed against writing, near to the lcores.
  */
+
+import { SERVED_FILE_SYSTEM } from '../sys/memory.ts';
 import { cpuList, listText } from './cpu-list.ts';
 import { type Finding, failure, fine, type Remedy, unseen, warning } from './finding.ts';
 import type { Guest, Mapping } from './guest.ts';
-import { hugepageMounts } from './hugepages.ts';
+import { hugepageMounts, mountsOf } from './hugepages.ts';
 import type { MemoryBackend } from './qemu-line.ts';
 import { sizeOption, sizeText } from './size.ts';
 import { guarded, ifAllowed, type Source } from './source.ts';
@@ -18,6 +20,7 @@ const NODES = '/sys/devices/system/node';
 export function checkMemory(source: Source, guest: Guest, lcores: readonly number[]): Finding[] {
   return [
     ...checkShared(guest),
+    ...guarded('memory.file', () => checkFile(source, guest)),
     ...guarded('memory.prealloc', () => checkPrealloc(source, guest)),
     ...guarded('memory.seals', () => checkSeals(source, guest)),
     ...guarded('memory.numa', () => checkNuma(source, guest, lcores)),
@@ -104,12 +107,29 @@ function checkMappings(guest: Guest, backends: readonly MemoryBackend[]): Findin
 function ramOf(mappings: readonly Mapping[], backends: readonly MemoryBackend[]): Mapping[] {
   const folders = backends.flatMap(({ path }) => path ?? []);
   return mappings.filter(({ path, writable, len }) => {
-    const isMemory = /^\/memfd:|qemu_back_mem|^\/dev\/shm\/|^\/anon_hugepage/.test(path);
+    const isMemory = /^\/memfd:memory-backend|qemu_back_mem|^\/anon_hugepage/.test(path);
     return writable && len >= MIN_RAM_BYTES && (isMemory || folders.some((folder) => path.startsWith(folder)));
   });
 }
 
 const pathsOf = (mappings: readonly Mapping[]) => [...new Set(mappings.map(({ path }) => path))].join(', ');
+
+function checkFile(source: Source, { pid, line, mappings = [] }: Guest): Finding[] {
+  const mounts = mountsOf(source, pid);
+  const typeOf = (file: string) => {
+    const above = mounts.filter(({ path }) => path === '/' || file === path || file.startsWith(`${path}/`));
+    return above.reduce((best, one) => (one.path.length >= best.path.length ? one : best), { path: '', type: '' }).type;
+  };
+  const files = ramOf(mappings, [...line.backends.values()]).map(({ path }) => path);
+  const served = [...new Set(files)].filter((path) => SERVED_FILE_SYSTEM.test(typeOf(path)));
+  if (served.length === 0) return [fine('memory.file', 'the memory file is on this machine')];
+  return served.map((path) =>
+    failure('memory.file', `the memory file ${path} is on a file system of type ${typeOf(path)}, which others serve`, {
+      shows: 'the switch refuses it ("is not a memory file"): whoever serves it could hold the switch up for ever',
+      mend: ['start QEMU with memory-backend-memfd, or with mem-path=/dev/shm'],
+    }),
+  );
+}
 
 function checkPrealloc(source: Source, guest: Guest): Finding[] {
   const { line, pid } = guest;

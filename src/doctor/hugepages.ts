@@ -21,6 +21,13 @@ export interface HugepagePool {
   readonly nodes: readonly { readonly node: number; readonly total: number; readonly free: number }[];
 }
 
+/** A mounted file system. */
+export interface Mount {
+  readonly path: string;
+  readonly type: string;
+  readonly options: string;
+}
+
 /** A mounted hugetlbfs. */
 export interface HugepageMount {
   readonly path: string;
@@ -56,11 +63,19 @@ export function hugepagePools(source: Source): HugepagePool[] {
 /** Where hugetlbfs is mounted, for the processes that see the same mounts as `pid`. */
 export function hugepageMounts(source: Source, pid: number | 'self' = 'self'): HugepageMount[] {
   const normal = normalSize(source);
+  return mountsOf(source, pid)
+    .filter(({ type }) => type === 'hugetlbfs')
+    .map(({ path, options }) => ({
+      path,
+      size: parseSize(/(?:^|,)pagesize=(\w+)/.exec(options)?.[1] ?? '') ?? normal,
+    }));
+}
+
+/** All mounts that a process sees, in the order they were made. */
+export function mountsOf(source: Source, pid: number | 'self'): Mount[] {
   return (source.text(`/proc/${pid}/mounts`) ?? '').split('\n').flatMap((line) => {
-    const [, path, type, options = ''] = line.split(' ');
-    if (type !== 'hugetlbfs') return [];
-    const size = parseSize(/(?:^|,)pagesize=(\w+)/.exec(options)?.[1] ?? '');
-    return { path: unescapeMount(path), size: size ?? normal };
+    const [, path, type, options] = line.split(' ');
+    return options === undefined ? [] : { path: unescapeMount(path), type, options };
   });
 }
 

@@ -18,7 +18,7 @@ import { sizeText } from './size.ts';
 import type { Source } from './source.ts';
 
 /** Kinds of ports, and other things, that take rights; `--port` names them. */
-export const PORT_KINDS = ['net_af_packet', 'net_tap', 'net_af_xdp', 'namespace', 'vhost-cuse'] as const;
+export const PORT_KINDS = ['net_af_packet', 'net_tap', 'net_af_xdp', 'steer', 'namespace', 'vhost-cuse'] as const;
 
 /** One of {@link PORT_KINDS}. */
 export type PortKind = (typeof PORT_KINDS)[number];
@@ -59,6 +59,7 @@ export function checkRights(source: Source, wanted: readonly PortKind[]): Findin
       ...xdpObstacles(source),
     ]),
     ...of('net_af_xdp', 'limits.memlock', 'net_af_xdp may lock memory', memlockObstacles(source, who)),
+    ...of('steer', 'rights.steer', 'net_af_packet can be used with steer=1', steerObstacles(source, who)),
     ...of('namespace', 'rights.namespace', 'interfaces of other network namespaces can be used', [
       ...lacking(who, 'an interface of another network namespace', ['CAP_SYS_ADMIN']),
     ]),
@@ -146,6 +147,14 @@ function xdpObstacles(source: Source): Obstacle[] {
     });
   }
   return obstacles;
+}
+
+/** Programs for sockets need no right of their own where the administrator allows that to all. */
+function steerObstacles(source: Source, who: Credentials): Obstacle[] {
+  const [obstacle] = lacking(who, 'net_af_packet with steer=1', ['CAP_NET_RAW', 'CAP_BPF']);
+  const forbidden = source.text('/proc/sys/kernel/unprivileged_bpf_disabled')?.trim() ?? '0';
+  if (obstacle === undefined || (hasCapability(who, 'CAP_NET_RAW') && forbidden === '0')) return [];
+  return [{ ...obstacle, what: `${obstacle.what} (kernel.unprivileged_bpf_disabled is ${forbidden})` }];
 }
 
 function memlockObstacles(source: Source, who: Credentials): Obstacle[] {

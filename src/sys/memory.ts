@@ -67,8 +67,8 @@ export function fileSeals(fd: number): number | undefined {
   return seals < 0 ? undefined : seals;
 }
 
-/** File systems that a program or another machine serves: an access takes as long as they like. */
-const SERVED = /^(fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|coda|lustre)/;
+/** Types of file systems that a program or another machine serves: an access takes as long as they like. */
+export const SERVED_FILE_SYSTEM = /^(fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|coda|lustre)/;
 
 /**
  * True if the file lies in memory or on a disk of this machine, so that touching a mapping of it makes us wait for nobody. Asks no
@@ -79,7 +79,7 @@ export function isLocalFile(fd: number): boolean {
   const mount = /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1];
   const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
   const type = / - (\S+) /.exec(mounts.find((line) => line.startsWith(`${mount} `)) ?? '')?.[1];
-  return type !== undefined && !SERVED.test(type);
+  return type !== undefined && !SERVED_FILE_SYSTEM.test(type);
 }
 
 /**

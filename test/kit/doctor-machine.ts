@@ -196,7 +196,7 @@ export class DoctorMachine extends MachineSource {
     this.hugepages({ total: 1024, free: 800 });
     this.status('self', {}).namespaces('self').write('/proc/self/uid_map', '         0          0 4294967295\n');
     this.write('/proc/self/cgroup', '0::/user.slice\n').write('/sys/fs/cgroup/user.slice/cpu.max', 'max 100000\n');
-    this.write('/proc/sys/net/core/bpf_jit_enable', '1\n');
+    this.write('/proc/sys/net/core/bpf_jit_enable', '1\n').write('/proc/sys/kernel/unprivileged_bpf_disabled', '2\n');
     for (const device of ['/dev/net/tun', '/dev/cuse', '/dev/kvm']) this.node(device, {});
     const cpu = '/sys/devices/system/cpu';
     this.write(`${cpu}/online`, '0-7\n').write(`${cpu}/isolated`, '2-3\n').write(`${cpu}/nohz_full`, '2-3\n');

@@ -29,7 +29,7 @@ const refusals: [line: string, sentence: RegExp][] = [
   ['--qemu 1 --domain web', /--domain: not together with --qemu: one guest at a time/],
   [
     '--port net_tup',
-    /--port: invalid kind "net_tup"; valid: net_af_packet\|net_tap\|net_af_xdp\|namespace\|vhost-cuse/,
+    /--port: invalid kind "net_tup"; valid: net_af_packet\|net_tap\|net_af_xdp\|steer\|namespace\|vhost-cuse/,
   ],
   ['--sockets /x', /--sockets: unknown option; the nearest is --socket/],
   [`--socket ${'x'.repeat(200)}`, /--socket: invalid path/],

@@ -104,6 +104,7 @@ const MACHINE: readonly Case[] = [
     finds: [
       ['rights.net_af_packet', 'warning', /takes CAP_NET_RAW; this user lacks CAP_NET_RAW/],
       ['rights.net_af_xdp', 'warning', /this user lacks CAP_NET_RAW$/],
+      ['rights.steer', 'warning', /takes CAP_NET_RAW, CAP_BPF; this user lacks CAP_NET_RAW \(/],
     ],
     mend: /^in the systemd unit of the switch: AmbientCapabilities=CAP_NET_RAW$/,
   },
@@ -122,7 +123,19 @@ const MACHINE: readonly Case[] = [
       m.status('self', { capabilities: ((1n << 12n) | (1n << 13n) | (1n << 14n) | (1n << 1n)).toString(16) }),
     finds: [
       ['rights.net_af_xdp', 'warning', /lacks CAP_BPF$/],
+      ['rights.steer', 'warning', /lacks CAP_BPF \(kernel\.unprivileged_bpf_disabled is 2\)$/],
       ['rights.namespace', 'warning', /another network namespace takes CAP_SYS_ADMIN/],
+    ],
+  },
+  {
+    name: 'a user with neither, where all may load programs for sockets',
+    change: (m) =>
+      m
+        .status('self', { capabilities: ((1n << 12n) | (1n << 13n) | (1n << 14n) | (1n << 1n)).toString(16) })
+        .write('/proc/sys/kernel/unprivileged_bpf_disabled', '0\n'),
+    finds: [
+      ['rights.net_af_xdp', 'warning', /lacks CAP_BPF$/],
+      ['rights.namespace', 'warning', /another network namespace/],
     ],
   },
   {
@@ -459,6 +472,20 @@ const MEMORY: readonly Case[] = [
         },
       ),
     finds: [['memory.prealloc', 'warning', /not taken at the start/]],
+  },
+  {
+    name: 'a memory file on a file system of another machine',
+    change: (m) =>
+      m
+        .beGuest(lineWith(/memory-backend-memfd.*/, 'memory-backend-file,id=mem,size=1G,share=on,mem-path=/mnt/a'), {
+          maps: '7f0000000000-7f0040000000 rw-s 00000000 00:01 1026  /mnt/a/qemu_back_mem.mem.Xy (deleted)',
+        })
+        .write(
+          `/proc/${QEMU_PID}/mounts`,
+          '/dev/vda1 / ext4 rw 0 0\nsrv:/a /mnt/a nfs4 rw 0 0\ntmpfs /mnt/ab tmpfs rw 0 0\n',
+        ),
+    finds: [['memory.file', 'error', /Xy \(deleted\) is on a file system of type nfs4/]],
+    mend: /mem-path=\/dev\/shm/,
   },
   {
     name: 'memory sealed against writing',
