@@ -331,6 +331,18 @@ describe('vhost-switch doctor, on a guest in QEMU', { skip: noQemu, timeout: 240
     assert.match(only(findings(['--domain', name]), 'guest.process'), /^error: no domain /);
   });
 
+  test('without rights it says what it could not see, and is healthy', { skip: notRoot }, async () => {
+    const guest = await qemu([
+      ...backend('memory-backend-memfd'),
+      ...network(running.socket, ',reconnect=1'),
+    ]);
+    const found = findings(['--qemu', String(guest.pid)], WITHOUT_RIGHTS);
+    assert.equal(found.status, 0);
+    const unseen = found.all.filter(({ severity }) => severity === 'unseen').map(({ check }) => check);
+    assert.deepEqual(unseen, ['guest.process', 'memory.shared', 'memory.seals', 'socket.listener']);
+    await guest.stop();
+  });
+
   test('queues without mq=on, and packed rings', async () => {
     const more = network(running.socket, ',reconnect=1', ',packed=on').map((word) =>
       word.replace('chardev=c0', 'chardev=c0,queues=2'),
