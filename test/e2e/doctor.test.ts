@@ -5,8 +5,12 @@ import { chmodSync, existsSync, readFileSync, rmSync, writeFileSync } from 'node
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { doctorHelp } from '../../src/cli/doctor.ts';
+import { doctorHelp, parseDoctor } from '../../src/cli/doctor.ts';
+import { examine } from '../../src/doctor/doctor.ts';
 import type { Finding } from '../../src/doctor/finding.ts';
+import { askMonitor } from '../../src/doctor/monitor.ts';
+import { isHealthy } from '../../src/doctor/report.ts';
+import { MachineSource } from '../../src/doctor/source.ts';
 import { ensurePeers } from '../peers/packages.ts';
 import { makeTempDir, PeerProcess, removeTempDir, waitUntil } from '../peers/process.ts';
 import { MAIN, SwitchProcess } from './switch-process.ts';
@@ -24,25 +28,40 @@ interface Outcome {
   readonly stderr: string;
 }
 
-/** Runs the doctor to its end. @param launcher a program and its arguments that replaces itself by the doctor */
-function doctor(args: readonly string[], launcher: readonly string[] = [], cwd?: string): Outcome {
+/** Runs the doctor to its end. */
+function doctor(args: readonly string[], launcher: readonly string[] = []): Outcome {
   const [command, ...rest] = [...launcher, process.execPath, MAIN, 'doctor', ...args];
-  const { status, stdout, stderr } = spawnSync(command, rest, { encoding: 'utf8', timeout: PATIENCE_MS, cwd });
+  const { status, stdout, stderr } = spawnSync(command, rest, { encoding: 'utf8', timeout: PATIENCE_MS });
   return { status, stdout, stderr };
 }
 
-/** What the doctor finds, and how it ended. */
-function findings(args: readonly string[], launcher: readonly string[] = [], cwd?: string) {
-  const { status, stdout, stderr } = doctor([...args, '--json'], launcher, cwd);
+/** Findings, and the exit status that they make. */
+interface Found {
+  readonly status: number;
+  readonly all: readonly Finding[];
+  of(check: Finding['check']): readonly Finding[];
+}
+
+const foundOf = (all: readonly Finding[]): Found => ({
+  ...{ all, status: isHealthy(all) ? 0 : 1 },
+  of: (check) => all.filter((one) => one.check === check),
+});
+
+/** What the command finds. @param launcher a program and its arguments that replaces itself by the doctor */
+function findingsBy(launcher: readonly string[], args: readonly string[] = []): Found {
+  const { status, stdout, stderr } = doctor([...args, '--json'], launcher);
   assert.equal(stderr, '');
   const report = JSON.parse(stdout) as { healthy: boolean; findings: Finding[] };
   assert.equal(status, report.healthy ? 0 : 1);
-  const of = (check: Finding['check']) => report.findings.filter((one) => one.check === check);
-  return { status, of, all: report.findings };
+  return foundOf(report.findings);
 }
 
+/** The same in this process, which saves starting one. */
+const findings = async (...args: string[]): Promise<Found> =>
+  foundOf(await examine(new MachineSource(), parseDoctor(args)));
+
 /** The one finding of a check, with its severity in front. */
-function only({ of }: ReturnType<typeof findings>, check: Finding['check']): string {
+function only({ of }: Found, check: Finding['check']): string {
   const found = of(check);
   assert.equal(found.length, 1, JSON.stringify(found));
   return `${found[0].severity}: ${found[0].what}`;
@@ -84,18 +103,18 @@ describe('vhost-switch doctor, the command', { timeout: 120_000 }, () => {
 
 describe('vhost-switch doctor, on a machine with a fault', { skip: notRoot, timeout: 120_000 }, () => {
   test('without rights: each kind of port says what it lacks; a kind that must work is an error', () => {
-    const found = findings([], WITHOUT_RIGHTS);
+    const found = findingsBy(WITHOUT_RIGHTS);
     assert.match(only(found, 'rights.net_af_packet'), /^warning: .*lacks CAP_NET_RAW$/);
     assert.match(only(found, 'rights.namespace'), /^warning: .*lacks CAP_SYS_ADMIN$/);
     assert.match(found.of('rights.net_tap')[0].what, /lacks CAP_NET_ADMIN$/);
     assert.match(found.of('rights.net_af_xdp')[0].what, /lacks CAP_NET_ADMIN, CAP_NET_RAW, CAP_BPF$/);
-    const must = findings(['--port', 'namespace'], WITHOUT_RIGHTS);
+    const must = findingsBy(WITHOUT_RIGHTS, ['--port', 'namespace']);
     assert.equal(must.status, 1);
     assert.match(only(must, 'rights.namespace'), /^error: /);
   });
 
   test('the command that mends missing rights does', () => {
-    const [line] = findings([], WITHOUT_RIGHTS).of('rights.net_af_packet')[0].mend?.slice(1) ?? [];
+    const [line] = findingsBy(WITHOUT_RIGHTS).of('rights.net_af_packet')[0].mend?.slice(1) ?? [];
     const words = line.replace('sudo ', '').replaceAll('"$USER"', String(NOBODY)).split(' ');
     assert.deepEqual(words.slice(-2), ['vhost-switch', '…']);
     const command = `grep CapEff /proc/self/status`.split(' ');
@@ -107,14 +126,14 @@ describe('vhost-switch doctor, on a machine with a fault', { skip: notRoot, time
     assert.match(stdout, /^CapEff:\s*0*2000$/m, stderr);
   });
 
-  test('little memory may be locked', () => {
-    const found = findings([], ['prlimit', '--memlock=65536', ...WITHOUT_RIGHTS]);
+  test('little memory may be locked', async () => {
+    const found = findingsBy(['prlimit', '--memlock=65536', ...WITHOUT_RIGHTS]);
     assert.match(only(found, 'limits.memlock'), /^warning: this user may lock 64 KiB of memory/);
-    assert.match(only(findings([]), 'limits.memlock'), /^ok: /);
+    assert.match(only(await findings(), 'limits.memlock'), /^ok: /);
   });
 
   test('address space is limited', () => {
-    const found = findings([], ['prlimit', `--as=${48 * 2 ** 30}`]);
+    const found = findingsBy(['prlimit', `--as=${48 * 2 ** 30}`]);
     assert.match(only(found, 'limits.address-space'), /^error: address space is limited to 48 GiB/);
     assert.equal(found.status, 1);
   });
@@ -129,14 +148,14 @@ describe('vhost-switch doctor, on a machine with a fault', { skip: notRoot, time
       `mount --bind ${dir}/cmdline /proc/cmdline`,
       `mount --bind ${dir}/release /proc/sys/kernel/osrelease`,
     ];
-    const found = findings([], ['unshare', '--mount', 'sh', '-c', `${mounts.join(' && ')} && exec "$@"`, 'sh']);
+    const found = findingsBy(['unshare', '--mount', 'sh', '-c', `${mounts.join(' && ')} && exec "$@"`, 'sh']);
     assert.match(only(found, 'rights.net_tap'), /^warning: \/dev\/net\/tun is not there/);
     assert.match(only(found, 'hugepages.boot'), /^warning: the kernel was asked for 1000000000 hugepages of 2 MiB/);
     assert.match(only(found, 'kernel.version'), /^warning: Linux 5\.10\.0-doctor cannot steer/);
   });
 
   test('in a user namespace of its own', () => {
-    const found = findings([], ['unshare', '--user', '--map-root-user']);
+    const found = findingsBy(['unshare', '--user', '--map-root-user']);
     const whats = found.of('rights.net_af_xdp').map(({ what }) => what);
     assert.ok(
       whats.includes('this user namespace is not the first one: its rights do not count for bpf(2)'),
@@ -144,8 +163,8 @@ describe('vhost-switch doctor, on a machine with a fault', { skip: notRoot, time
     );
   });
 
-  test('an lcore on a CPU that is not there', () => {
-    const found = findings(['-l', '1023']);
+  test('an lcore on a CPU that is not there', async () => {
+    const found = await findings('-l', '1023');
     assert.match(only(found, 'cpu.allowed'), /^error: lcores are to run on CPU 1023, but may run on /);
   });
 });
@@ -170,27 +189,27 @@ describe('vhost-switch doctor, on a socket', { timeout: 120_000 }, () => {
     const running = await start(['--dev-basename', 'relative']);
     const mark = running.mark;
     for (const name of ['sock', 'relative']) {
-      const found = findings(['--socket', name], [], dir);
+      const found = await findings('--socket', join(dir, name));
       const path = join(dir, name);
       assert.equal(only(found, 'socket.listener'), `ok: vhost-switch.ts (pid ${running.pid}) listens on ${path}`);
       assert.match(only(found, 'socket.rights'), /^ok: .* mode 0660$/);
     }
     assert.equal(running.since(mark), '');
     await running.kill();
-    const stale = findings(['--socket', 'sock'], [], dir);
+    const stale = await findings('--socket', join(dir, 'sock'));
     assert.match(only(stale, 'socket.listener'), /^error: nobody listens on /);
     assert.equal(stale.status, 1);
     rmSync(join(dir, 'sock'));
-    assert.match(only(findings(['--socket', 'sock'], [], dir), 'socket.file'), /^error: .*\/sock is not there/);
+    assert.match(only(await findings('--socket', join(dir, 'sock')), 'socket.file'), /^error: .*\/sock is not there/);
     writeFileSync(join(dir, 'file'), '');
-    assert.match(only(findings(['--socket', 'file'], [], dir), 'socket.file'), /^error: .* is no socket/);
+    assert.match(only(await findings('--socket', join(dir, 'file')), 'socket.file'), /^error: .* is no socket/);
   });
 
   test('two switches on one path, and everybody may connect', async () => {
     const first = await start();
     rmSync(first.socket);
     const second = await start(['--socket-mode', '0666']);
-    const found = findings(['--socket', second.socket]);
+    const found = await findings('--socket', second.socket);
     const said = only(found, 'socket.listener');
     assert.match(said, /^error: 2 sockets are bound to /);
     for (const { pid } of [first, second]) assert.ok(said.includes(`(pid ${pid})`), said);
@@ -203,7 +222,7 @@ describe('vhost-switch doctor, on a socket', { timeout: 120_000 }, () => {
     if (allowed === undefined)
       return t.skip('this machine has one CPU only: an lcore cannot be told from other threads');
     const running = await start(['-l', allowed]);
-    const found = findings(['--socket', running.socket]);
+    const found = await findings('--socket', running.socket);
     const isolated = readFileSync('/sys/devices/system/cpu/isolated', 'utf8').trim();
     const expected = isolated === '' ? `warning: lcores share CPU ${allowed} with other programs` : 'isolated CPUs';
     assert.ok(only(found, 'cpu.isolation').includes(expected), only(found, 'cpu.isolation'));
@@ -228,10 +247,10 @@ describe('vhost-switch doctor, on a guest in QEMU', { skip: noQemu, timeout: 240
     removeTempDir(dir);
   });
 
-  /** A QEMU that is stopped before its first instruction, once it answers on its monitor. */
+  /** A QEMU that is stopped before its first instruction, once all is set up: it answers on its monitor. */
   async function qemu(
     args: readonly string[],
-    { launcher = [] as string[], until = 'qmp' } = {},
+    { launcher = [] as string[], answers = true } = {},
   ): Promise<PeerProcess> {
     rmSync(path('qmp'), { force: true });
     const base = ['-S', '-accel', 'tcg', '-m', '64', '-M', 'q35', '-nodefaults', '-no-user-config', '-display', 'none'];
@@ -239,7 +258,8 @@ describe('vhost-switch doctor, on a guest in QEMU', { skip: noQemu, timeout: 240
     const [command, ...rest] = [...launcher, 'qemu-system-x86_64', ...base, ...monitor, ...args];
     const guest = new PeerProcess({ name: 'QEMU', command, args: rest, cwd: dir });
     guests.push(guest);
-    await guest.waitUntil('its monitor', () => existsSync(path(until)), 60_000);
+    const isUp = async () => existsSync(path('qmp')) && (!answers || (await askMonitor(path('qmp'))) !== undefined);
+    await guest.waitUntil('its monitor', isUp, 60_000);
     return guest;
   }
 
@@ -259,7 +279,7 @@ describe('vhost-switch doctor, on a guest in QEMU', { skip: noQemu, timeout: 240
       ...backend('memory-backend-memfd', ',share=on'),
       ...network(running.socket, ',reconnect=1'),
     ]);
-    const found = findings(['--qemu', String(guest.pid)]);
+    const found = await findings('--qemu', String(guest.pid));
     const troubles = found.all.filter(
       ({ check, severity }) => /^(guest|memory|socket)\./.test(check) && severity !== 'ok',
     );
@@ -296,7 +316,7 @@ describe('vhost-switch doctor, on a guest in QEMU', { skip: noQemu, timeout: 240
   for (const [name, args, what] of broken)
     test(`private memory: ${name}`, async () => {
       const guest = await qemu(args);
-      const found = findings(['--qemu', String(guest.pid)]);
+      const found = await findings('--qemu', String(guest.pid));
       assert.equal(found.status, 1);
       assert.match(only(found, 'memory.shared'), what);
       await guest.stop();
@@ -304,10 +324,10 @@ describe('vhost-switch doctor, on a guest in QEMU', { skip: noQemu, timeout: 240
 
   test('what mends private memory does', async () => {
     const first = await qemu([]);
-    const [mend = ''] = findings(['--qemu', String(first.pid)]).of('memory.shared')[0].mend ?? [];
+    const [mend = ''] = (await findings('--qemu', String(first.pid))).of('memory.shared')[0].mend ?? [];
     await first.stop();
     const second = await qemu([...mend.replace('start QEMU with: ', '').split(' '), ...network(running.socket)]);
-    const found = findings(['--qemu', String(second.pid)]);
+    const found = await findings('--qemu', String(second.pid));
     assert.match(only(found, 'memory.shared'), /^ok: /);
     assert.match(only(found, 'guest.reconnect'), /^warning: the interface n0 connects once and never again/);
     await second.stop();
@@ -322,21 +342,18 @@ describe('vhost-switch doctor, on a guest in QEMU', { skip: noQemu, timeout: 240
       greeted += data;
     });
     await waitUntil('the greeting', () => greeted.includes('QMP'), PATIENCE_MS);
-    const found = findings(['--domain', name]);
+    const found = await findings('--domain', name);
     assert.match(only(found, 'guest.process'), new RegExp(`^ok: ${name} is QEMU, process ${guest.pid}`));
     assert.match(found.of('guest.version').at(-1)?.what ?? '', /^QEMU \d+\.\d+/);
     assert.match(only(found, 'guest.interface'), /^warning: QEMU was started without a vhost-user interface/);
     other.destroy();
     await guest.stop();
-    assert.match(only(findings(['--domain', name]), 'guest.process'), /^error: no domain /);
+    assert.match(only(await findings('--domain', name), 'guest.process'), /^error: no domain /);
   });
 
   test('without rights it says what it could not see, and is healthy', { skip: notRoot }, async () => {
-    const guest = await qemu([
-      ...backend('memory-backend-memfd'),
-      ...network(running.socket, ',reconnect=1'),
-    ]);
-    const found = findings(['--qemu', String(guest.pid)], WITHOUT_RIGHTS);
+    const guest = await qemu([...backend('memory-backend-memfd'), ...network(running.socket, ',reconnect=1')]);
+    const found = findingsBy(WITHOUT_RIGHTS, ['--qemu', String(guest.pid)]);
     assert.equal(found.status, 0);
     const unseen = found.all.filter(({ severity }) => severity === 'unseen').map(({ check }) => check);
     assert.deepEqual(unseen, ['guest.process', 'memory.shared', 'memory.seals', 'socket.listener']);
@@ -348,7 +365,7 @@ describe('vhost-switch doctor, on a guest in QEMU', { skip: noQemu, timeout: 240
       word.replace('chardev=c0', 'chardev=c0,queues=2'),
     );
     const guest = await qemu([...backend('memory-backend-memfd'), ...more]);
-    const found = findings(['--qemu', String(guest.pid)]);
+    const found = await findings('--qemu', String(guest.pid));
     assert.match(
       only(found, 'guest.queues'),
       /^warning: the interface n0 has 2 queue pairs, but its card has not mq=on/,
@@ -361,16 +378,16 @@ describe('vhost-switch doctor, on a guest in QEMU', { skip: noQemu, timeout: 240
     chmodSync(running.dir, 0o700);
     const launcher = ['setpriv', `--reuid=${NOBODY}`, `--regid=${NOBODY}`, '--clear-groups'];
     const args = [...backend('memory-backend-memfd'), ...network(running.socket, ',reconnect=1')];
-    const guest = await qemu([...args, '-pidfile', path('pid')], { launcher });
-    const said = () =>
-      findings(['--qemu', String(guest.pid)])
-        .of('socket.rights')
-        .map(({ severity, what }) => `${severity}: ${what}`);
-    assert.match(said()[0], /^error: QEMU runs as \w+, who may not enter /);
+    const guest = await qemu([...args, '-pidfile', path('pid')], { launcher, answers: false });
+    const said = async () => {
+      const found = await findings('--qemu', String(guest.pid));
+      return found.of('socket.rights').map(({ severity, what }) => `${severity}: ${what}`);
+    };
+    assert.match((await said())[0], /^error: QEMU runs as \w+, who may not enter /);
     chmodSync(running.dir, 0o755);
-    assert.match(said()[0], /^error: QEMU runs as \w+, who may not connect: .* mode 0660$/);
+    assert.match((await said())[0], /^error: QEMU runs as \w+, who may not connect: .* mode 0660$/);
     chmodSync(running.socket, 0o666);
-    assert.match(said().join(), /^warning: everybody may connect/);
+    assert.match((await said()).join(), /^warning: everybody may connect/);
     await guest.stop();
   });
 });
