@@ -4,7 +4,6 @@
  * `vhost-switch doctor`, says what is in a switch's or guest's way.
  */
 import type { CommandLine } from './command-line.ts';
-import { runDoctor } from './doctor.ts';
 import { runProgram, runSwitch, TERMINAL } from './program.ts';
 import { statsTable } from './stats-table.ts';
 
@@ -24,5 +23,6 @@ function run(options: CommandLine): Promise<void> {
 }
 
 const [subcommand, ...words] = process.argv.slice(2);
-if (subcommand === 'doctor') await runDoctor(words);
+// a switch that is started has no use for it
+if (subcommand === 'doctor') await (await import('./doctor.ts')).runDoctor(words);
 else await runProgram(process.argv.slice(2), run);

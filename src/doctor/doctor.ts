@@ -3,7 +3,7 @@
  */
 import { resolve } from 'node:path';
 import { checkCpus } from './cpus.ts';
-import { type Finding, failure } from './finding.ts';
+import { type Finding, failure, shellWord } from './finding.ts';
 import { examineProcess, findDomain, type Guest } from './guest.ts';
 import { checkMemory } from './guest-memory.ts';
 import { checkNetwork } from './guest-network.ts';
@@ -54,7 +54,7 @@ async function findGuest(source: Source, { qemu, domain }: Examination) {
   const what = `no domain ${domain} runs: neither /run/libvirt/qemu nor any QEMU's -name has it`;
   const remedy = {
     shows: 'nothing of the guest can be looked at',
-    mend: ['virsh list --all', `virsh start ${domain}`],
+    mend: ['virsh list --all', `virsh start ${shellWord(domain!)}`],
   };
   return { findings: [failure('guest.process', what, remedy)] };
 }

@@ -89,5 +89,8 @@ export const unseen = (check: CheckName, what: string, mend: readonly string[]):
 
 /** A word as a shell takes it, whatever is in it. */
 export function shellWord(text: string): string {
-  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+  return /^[\w@%+=:,./…-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
+
+/** The advice to start QEMU with some more options, or other ones. */
+export const qemuOptions = (...words: readonly string[]) => `start QEMU with: ${words.map(shellWord).join(' ')}`;

@@ -4,7 +4,7 @@
 
 import { SERVED_FILE_SYSTEM } from '../sys/memory.ts';
 import { cpuList, listText } from './cpu-list.ts';
-import { type Finding, failure, fine, type Remedy, unseen, warning } from './finding.ts';
+import { type Finding, failure, fine, qemuOptions, type Remedy, shellWord, unseen, warning } from './finding.ts';
 import type { Guest, Mapping } from './guest.ts';
 import { hugepageMounts, mountsOf } from './hugepages.ts';
 import type { MemoryBackend } from './qemu-line.ts';
@@ -36,8 +36,9 @@ const SHOWS = {
 /** What the user has to write, for a guest of so much memory. */
 function sharedOptions({ line }: Guest, shows: string, id = 'mem'): Remedy {
   const size = sizeOption(line.memory);
-  const libvirt = `virsh edit ${line.name ?? 'DOMAIN'}: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>`;
-  const options = `start QEMU with: -object memory-backend-memfd,id=${id},size=${size},share=on -machine memory-backend=${id}`;
+  const libvirt = `virsh edit ${shellWord(line.name ?? 'DOMAIN')}: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>`;
+  const object = `memory-backend-memfd,id=${id},size=${size},share=on`;
+  const options = qemuOptions('-object', object, '-machine', `memory-backend=${id}`);
   return { shows, mend: [line.isLibvirt ? libvirt : options] };
 }
 
@@ -69,7 +70,7 @@ function checkShared(guest: Guest): Finding[] {
     if (line.isLibvirt) return failure('memory.shared', what, remedy);
     return failure('memory.shared', what, {
       ...remedy,
-      mend: [`start QEMU with: -object ${kind},id=${id},…,share=on`],
+      mend: [qemuOptions('-object', `${kind},id=${id},…,share=on`)],
     });
   });
 }
@@ -81,7 +82,7 @@ function noBackend(guest: Guest): Finding {
   const what = `the guest has ${sizeText(line.memory)} of memory ${kind}: no shared memory backend`;
   const remedy = sharedOptions(guest, line.memPath === undefined ? SHOWS.withoutFile : SHOWS.withFile);
   if (made === undefined) return failure('memory.shared', what, remedy);
-  const mend = [`start QEMU with: -machine memory-backend=${made}`];
+  const mend = [qemuOptions('-machine', `memory-backend=${made}`)];
   return failure('memory.shared', `${what}; the object ${made} is not used`, { ...remedy, mend });
 }
 
@@ -144,13 +145,11 @@ function checkPrealloc(source: Source, guest: Guest): Finding[] {
     return lacking.map(({ id, kind }) =>
       warning('memory.prealloc', `the memory ${id} is of hugepages that are not taken at the start`, {
         shows,
-        mend: [`start QEMU with: -object ${kind},id=${id},…,prealloc=on (or -mem-prealloc)`],
+        mend: [qemuOptions('-object', `${kind},id=${id},…,prealloc=on`), qemuOptions('-mem-prealloc')],
       }),
     );
   if (huge.length === 0 && isHuge(line.memPath) && !line.prealloc)
-    return [
-      warning('memory.prealloc', '-mem-prealloc is missing', { shows, mend: ['start QEMU with: -mem-prealloc'] }),
-    ];
+    return [warning('memory.prealloc', '-mem-prealloc is missing', { shows, mend: [qemuOptions('-mem-prealloc')] })];
   const what =
     huge.length === 0 ? 'ordinary pages, which are taken when they are wanted' : 'hugepages taken at the start';
   return [fine('memory.prealloc', `the guest's memory: ${what}`)];

@@ -1,7 +1,7 @@
 /**
  * The guest's network as QEMU was told to make it: interfaces, reconnecting, queues; and what is known of QEMU's versions.
  */
-import { type Finding, fine, unseen, warning } from './finding.ts';
+import { type Finding, fine, qemuOptions, shellWord, unseen, warning } from './finding.ts';
 import type { Guest } from './guest.ts';
 import { isAtLeast, kernelRelease } from './kernel.ts';
 import type { SocketChardev, VhostUserNet } from './qemu-line.ts';
@@ -39,7 +39,7 @@ function versionAtLeast(version: string, than: string): boolean {
 function checkVersion(source: Source, { version, line }: Guest, interfaces: readonly Interface[]): Finding[] {
   if (version === undefined) {
     const what = 'QEMU does not tell its version: it has no QMP monitor, or the monitor is taken';
-    return [unseen('guest.version', what, ['start QEMU with: -qmp unix:/run/qmp.sock,server=on,wait=off'])];
+    return [unseen('guest.version', what, [qemuOptions('-qmp', 'unix:/run/qmp.sock,server=on,wait=off')])];
   }
   const is = `QEMU ${version}`;
   const older = (than: string) => !versionAtLeast(version, than);
@@ -57,7 +57,7 @@ function checkVersion(source: Source, { version, line }: Guest, interfaces: read
     trouble(
       `${is} under emulation (tcg) crashes when a guest uses MSI-X on a vhost-user card`,
       'QEMU ends with a segmentation fault while the guest boots',
-      `start QEMU with: -device virtio-net-pci,netdev=${msix[0].id},vectors=0`,
+      qemuOptions('-device', `virtio-net-pci,netdev=${msix[0].id},vectors=0`),
       'or use KVM, or a later QEMU',
     );
   const packed = interfaces.filter(({ card, socket }) => card?.packed && !socket.server);
@@ -84,26 +84,25 @@ function checkAccelerator({ line }: Guest): Finding {
   if (line.accelerator !== 'tcg') return fine('guest.accelerator', `the guest runs with ${line.accelerator}`);
   return warning('guest.accelerator', 'the guest is emulated (tcg)', {
     shows: 'it is ten times slower than with KVM, and its network too',
-    mend: ['start QEMU with: -accel kvm'],
+    mend: [qemuOptions('-accel', 'kvm')],
   });
 }
 
 function checkInterfaces({ line }: Guest): Finding[] {
   const shows = 'the guest has no interface on the switch';
-  const options =
-    '-chardev socket,id=c0,path=SOCKET,reconnect=1 -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0';
   if (line.nets.length === 0) {
-    const mend = [`start QEMU with: ${options}`];
+    const chardev = ['-chardev', 'socket,id=c0,path=SOCKET,reconnect=1', '-netdev', 'vhost-user,id=n0,chardev=c0'];
+    const mend = [qemuOptions(...chardev, '-device', 'virtio-net-pci,netdev=n0')];
     return [warning('guest.interface', 'QEMU was started without a vhost-user interface', { shows, mend })];
   }
   return line.nets.map(({ id, chardev, card }) => {
     const name = `the interface ${id}`;
     if (!line.sockets.has(chardev)) {
-      const mend = [`start QEMU with: -chardev socket,id=${chardev},path=SOCKET,reconnect=1`];
+      const mend = [qemuOptions('-chardev', `socket,id=${chardev},path=SOCKET,reconnect=1`)];
       return warning('guest.interface', `${name} names the chardev ${chardev}, which is no socket`, { shows, mend });
     }
     if (card === undefined) {
-      const mend = [`start QEMU with: -device virtio-net-pci,netdev=${id}`];
+      const mend = [qemuOptions('-device', `virtio-net-pci,netdev=${id}`)];
       return warning('guest.interface', `${name} has no card`, { shows, mend });
     }
     return fine(
@@ -119,9 +118,9 @@ function checkReconnect({ version, line }: Guest, interfaces: readonly Interface
     if (server)
       return fine('guest.reconnect', `QEMU listens for the interface ${id}: the switch connects, with --client`);
     if (reconnects) return fine('guest.reconnect', `the interface ${id} connects again`);
-    const target = path ?? 'SOCKET';
-    const libvirt = `virsh edit ${line.name ?? 'DOMAIN'}: <reconnect enabled='yes' timeout='1'/> inside <source … mode='client'>`;
-    const command = `start QEMU with: -chardev socket,id=${chardev},path=${target},${option}`;
+    const target = (path ?? 'SOCKET').replaceAll(',', ',,');
+    const libvirt = `virsh edit ${shellWord(line.name ?? 'DOMAIN')}: <reconnect enabled='yes' timeout='1'/> inside <source … mode='client'>`;
+    const command = qemuOptions('-chardev', `socket,id=${chardev},path=${target},${option}`);
     return warning('guest.reconnect', `the interface ${id} connects once and never again`, {
       shows: 'when the switch is restarted the guest stays without network until QEMU is started again',
       mend: [line.isLibvirt ? libvirt : command],
@@ -134,7 +133,7 @@ function checkQueues({ id, queues, card }: VhostUserNet): Finding[] {
   const wanted = 2 * queues + 2;
   if (queues > 1 && !card.mq) {
     const shows = 'the guest uses one of them: ethtool -l says "Combined: 1" at most';
-    const mend = [`start QEMU with: -device ${card.driver},netdev=${id},mq=on,vectors=${wanted}`];
+    const mend = [qemuOptions('-device', `${card.driver},netdev=${id},mq=on,vectors=${wanted}`)];
     return [
       warning('guest.queues', `the interface ${id} has ${queues} queue pairs, but its card has not mq=on`, {
         shows,
@@ -146,7 +145,7 @@ function checkQueues({ id, queues, card }: VhostUserNet): Finding[] {
   if (queues > 1 && vectors !== undefined && vectors < wanted) {
     const what = `the interface ${id} has ${queues} queue pairs and ${vectors} interrupt vectors; it takes ${wanted}`;
     const shows = 'queues share an interrupt, and one CPU of the guest serves them all';
-    const mend = [`start QEMU with: -device ${card.driver},netdev=${id},mq=on,vectors=${wanted}`];
+    const mend = [qemuOptions('-device', `${card.driver},netdev=${id},mq=on,vectors=${wanted}`)];
     return [warning('guest.queues', what, { shows, mend })];
   }
   return [fine('guest.queues', `the interface ${id} has ${queues === 1 ? 'one queue pair' : `${queues} queue pairs`}`)];

@@ -19,8 +19,13 @@ const count = (findings: readonly Finding[], severity: Severity) =>
 export function jsonReport(findings: readonly Finding[]): string {
   const counts = Object.fromEntries(SEVERITIES.map((severity) => [severity, count(findings, severity)]));
   const report = { schema: SCHEMA, healthy: isHealthy(findings), counts, findings };
-  return `${JSON.stringify(report, undefined, 2)}\n`;
+  const text = JSON.stringify(report, undefined, 2);
+  // what JSON itself leaves as it is could still move a terminal's cursor
+  return `${text.replace(/(?!\n)[\p{Cc}\p{Cf}]/gu, escapeUnits)}\n`;
 }
+
+const escapeUnits = (text: string) =>
+  Array.from({ length: text.length }, (_, at) => `\\u${text.charCodeAt(at).toString(16).padStart(4, '0')}`).join('');
 
 /** The findings for people: a paragraph for each, grouped by what they are about. `all`: those that are fine too. */
 export function textReport(findings: readonly Finding[], all: boolean): string {

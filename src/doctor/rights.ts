@@ -31,6 +31,8 @@ const MIN_ADDRESS_SPACE = 128 * 2 ** 30;
 /** What stands in the way of a port. */
 interface Obstacle extends Remedy {
   readonly what: string;
+  /** it works all the same */
+  readonly mild?: true;
 }
 
 /**
@@ -44,7 +46,7 @@ export function checkRights(source: Source, wanted: readonly PortKind[]): Findin
   const of = (kind: PortKind, check: CheckName, works: string, obstacles: readonly Obstacle[]): Finding[] => {
     if (wanted.length > 0 && !wanted.includes(kind)) return [];
     if (obstacles.length === 0) return [fine(check, works)];
-    return obstacles.map(({ what, ...remedy }) => report(check, what, remedy));
+    return obstacles.map(({ what, mild, ...remedy }) => (mild ? warning : report)(check, what, remedy));
   };
   return [
     ...of('net_af_packet', 'rights.net_af_packet', 'net_af_packet and -a can be used', [
@@ -144,6 +146,7 @@ function xdpObstacles(source: Source): Obstacle[] {
       what: 'the kernel interprets BPF programs (net.core.bpf_jit_enable is 0)',
       shows: 'net_af_xdp is several times slower than it could be',
       mend: ['sysctl -w net.core.bpf_jit_enable=1'],
+      mild: true,
     });
   }
   return obstacles;

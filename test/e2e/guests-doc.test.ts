@@ -143,7 +143,7 @@ describe('docs/guests.md', { skip, timeout: 280_000 }, () => {
   /** The doctor sees nothing wrong with a QEMU, nor with its socket. */
   function assertSound(qemu: PeerProcess): void {
     const env = { ...process.env, ...environment() };
-    const { stdout } = spawnSync('vhost-switch', ['doctor', '--qemu', String(qemu.pid), '--json'], {
+    const { stdout } = spawnSync(path('bin/vhost-switch'), ['doctor', '--qemu', String(qemu.pid), '--json'], {
       cwd: dir,
       env,
       encoding: 'utf8',

@@ -50,7 +50,11 @@ test('doctor: warnings, and what could not be seen, are no sickness', () => {
 
 test('doctor: what comes from files and processes reaches the terminal as text only', () => {
   const what = 'a\u001b[31mred\u009b2J\u202eback\nline\u0007';
-  const text = textReport([{ check: 'socket.file', severity: 'error', what, shows: what, mend: [what] }], false);
+  const findings: Finding[] = [{ check: 'socket.file', severity: 'error', what, shows: what, mend: [what] }];
+  const json = jsonReport(findings);
+  assert.deepEqual(JSON.parse(json).findings, findings);
+  assert.doesNotMatch(json.replaceAll('\n', ''), /[\p{Cc}\p{Cf}]/u);
+  const text = textReport(findings, false);
   assert.doesNotMatch(text.replaceAll('\n', ''), /[\p{Cc}\p{Cf}]/u);
   assert.equal(text.match(/a\\u\{1b\}\[31mred/g)?.length, 3);
   assert.doesNotMatch(text, /back\n/);

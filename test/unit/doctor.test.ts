@@ -674,6 +674,27 @@ test('doctor: kinds of ports that must work are errors, and the others are not l
   assert.ok(!some.some(({ check }) => check === 'rights.net_af_packet'));
 });
 
+test('doctor: what only slows a port down is no error, however much the port is wanted', async (t) => {
+  const slow = (m: DoctorMachine) => m.write('/proc/sys/net/core/bpf_jit_enable', '0\n');
+  const found = bad(await examined(t, slow, { ...NOTHING, ports: ['net_af_xdp'] }));
+  assert.deepEqual(
+    found.map(({ check, severity }) => [check, severity]),
+    [['rights.net_af_xdp', 'warning']],
+  );
+});
+
+test('doctor: what processes are called is a word of the shell in what is to be copied', async (t) => {
+  const evil = '$(reboot)`x`;';
+  const change = (m: DoctorMachine) =>
+    m.beGuest(
+      lineWith('share=on', 'share=off').map((word) =>
+        word.replace('id=mem', `id=${evil}`).replace('memory-backend=mem', `memory-backend=${evil}`),
+      ),
+    );
+  const [{ mend = [] }] = bad(await examined(t, change));
+  assert.deepEqual(mend, [`start QEMU with: -object 'memory-backend-memfd,id=${evil},…,share=on'`]);
+});
+
 test("doctor: a guest's domain is found by libvirt's file, and by its name without one", async (t) => {
   const wanted = { ...NOTHING, domain: 'web' };
   assert.deepEqual(bad(await examined(t, () => {}, wanted)), [], 'by -name');
