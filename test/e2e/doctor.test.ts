@@ -69,7 +69,7 @@ function only({ of }: Found, check: Finding['check']): string {
 
 const WITHOUT_RIGHTS = ['setpriv', '--bounding-set=-all', '--inh-caps=-all'];
 
-describe('vhost-switch doctor, the command', { timeout: 120_000 }, () => {
+describe('vhost-switch doctor, the command', { timeout: 240_000 }, () => {
   test('--help exits 0', () => {
     const { status, stdout, stderr } = doctor(['--help']);
     assert.deepEqual([status, stdout, stderr], [0, doctorHelp(), '']);
@@ -101,7 +101,7 @@ describe('vhost-switch doctor, the command', { timeout: 120_000 }, () => {
   });
 });
 
-describe('vhost-switch doctor, on a machine with a fault', { skip: notRoot, timeout: 120_000 }, () => {
+describe('vhost-switch doctor, on a machine with a fault', { skip: notRoot, timeout: 240_000 }, () => {
   test('without rights: each kind of port says what it lacks; a kind that must work is an error', () => {
     const found = findingsBy(WITHOUT_RIGHTS);
     assert.match(only(found, 'rights.net_af_packet'), /^warning: .*lacks CAP_NET_RAW$/);
@@ -169,7 +169,7 @@ describe('vhost-switch doctor, on a machine with a fault', { skip: notRoot, time
   });
 });
 
-describe('vhost-switch doctor, on a socket', { timeout: 120_000 }, () => {
+describe('vhost-switch doctor, on a socket', { timeout: 240_000 }, () => {
   let dir: string;
   const switches: SwitchProcess[] = [];
   const start = async (args: readonly string[] = []) => {
