@@ -2,13 +2,14 @@
  * The guest's memory: shared with the switch, there when it is wanted, not sealed against writing, near to the lcores.
  */
 
+import { sizeText } from '../launch/size.ts';
 import { SERVED_FILE_SYSTEM } from '../sys/memory.ts';
 import { cpuList, listText } from './cpu-list.ts';
 import { type Finding, failure, fine, qemuOptions, type Remedy, shellWord, unseen, warning } from './finding.ts';
 import type { Guest, Mapping } from './guest.ts';
 import { hugepageMounts, mountsOf } from './hugepages.ts';
 import type { MemoryBackend } from './qemu-line.ts';
-import { sizeOption, sizeText } from './size.ts';
+import { sizeInWords } from './size.ts';
 import { guarded, ifAllowed, type Source } from './source.ts';
 
 /** Smaller mappings are QEMU's own, and the guest's firmware. */
@@ -35,7 +36,7 @@ const SHOWS = {
 
 /** What the user has to write, for a guest of so much memory. */
 function sharedOptions({ line }: Guest, shows: string, id = 'mem'): Remedy {
-  const size = sizeOption(line.memory);
+  const size = sizeText(line.memory);
   const libvirt = `virsh edit ${shellWord(line.name ?? 'DOMAIN')}: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>`;
   const object = `memory-backend-memfd,id=${id},size=${size},share=on`;
   const options = qemuOptions('-object', object, '-machine', `memory-backend=${id}`);
@@ -65,7 +66,7 @@ function checkShared(guest: Guest): Finding[] {
   const unshared = backends.filter(({ share }) => !share);
   if (unshared.length === 0) return [checkMappings(guest, backends)];
   return unshared.map(({ id, kind, size }) => {
-    const what = `the guest's memory ${id} (${kind}, ${sizeText(size)}) is private: share=on is missing`;
+    const what = `the guest's memory ${id} (${kind}, ${sizeInWords(size)}) is private: share=on is missing`;
     const remedy = sharedOptions(guest, SHOWS.withFile);
     if (line.isLibvirt) return failure('memory.shared', what, remedy);
     return failure('memory.shared', what, {
@@ -79,7 +80,7 @@ function noBackend(guest: Guest): Finding {
   const { line } = guest;
   const [made] = line.backends.keys();
   const kind = line.memPath === undefined ? 'of its own' : `in ${line.memPath}, private`;
-  const what = `the guest has ${sizeText(line.memory)} of memory ${kind}: no shared memory backend`;
+  const what = `the guest has ${sizeInWords(line.memory)} of memory ${kind}: no shared memory backend`;
   const remedy = sharedOptions(guest, line.memPath === undefined ? SHOWS.withoutFile : SHOWS.withFile);
   if (made === undefined) return failure('memory.shared', what, remedy);
   const mend = [qemuOptions('-machine', `memory-backend=${made}`)];
@@ -96,12 +97,12 @@ function checkMappings(guest: Guest, backends: readonly MemoryBackend[]): Findin
   const shared = ram.filter((one) => one.shared).reduce((sum, { len }) => sum + len, 0);
   const secret = ram.find((one) => !one.shared);
   if (secret !== undefined) {
-    const what = `${sizeText(secret.len)} of ${secret.path} are mapped privately`;
+    const what = `${sizeInWords(secret.len)} of ${secret.path} are mapped privately`;
     return failure('memory.shared', what, sharedOptions(guest, SHOWS.withFile));
   }
   const remedy = sharedOptions(guest, SHOWS.withoutFile);
   if (shared === 0) return failure('memory.shared', 'QEMU maps no memory file shared', remedy);
-  return fine('memory.shared', `${sizeText(shared)} of guest memory are shared: ${pathsOf(ram)}`);
+  return fine('memory.shared', `${sizeInWords(shared)} of guest memory are shared: ${pathsOf(ram)}`);
 }
 
 /** The guest's memory among all mappings: large, writable, and of a memory file or a file of a backend. */
@@ -183,7 +184,7 @@ function checkNuma(source: Source, { pid, mappings = [], line }: Guest, lcores: 
   const nodes = source.list(NODES).filter((name) => /^node\d+$/.test(name));
   if (nodes.length < 2) return [fine('memory.numa', 'one NUMA node')];
   const bytes = bytesByNode(source.text(`/proc/${pid}/numa_maps`) ?? '', ramOf(mappings, [...line.backends.values()]));
-  const facts = [...bytes].map(([node, count]) => `node ${node}: ${sizeText(count)}`).join(', ') || 'none yet';
+  const facts = [...bytes].map(([node, count]) => `node ${node}: ${sizeInWords(count)}`).join(', ') || 'none yet';
   const near = nodes
     .map((name) => Number(name.slice('node'.length)))
     .filter((node) => {

@@ -1,8 +1,10 @@
 /**
  * Hugepages: how many there are of each size and on each NUMA node, and where they can be had. The switch needs none; guests may use them.
  */
+import { hugetlbMounts } from '../launch/hugepages.ts';
+import { parseSize, sizeText } from '../launch/size.ts';
 import { type Finding, fine, warning } from './finding.ts';
-import { parseSize, sizeOption, sizeText } from './size.ts';
+import { sizeInWords } from './size.ts';
 import type { Source } from './source.ts';
 
 const POOLS = '/sys/kernel/mm/hugepages';
@@ -62,13 +64,8 @@ export function hugepagePools(source: Source): HugepagePool[] {
 
 /** Where hugetlbfs is mounted, for the processes that see the same mounts as `pid`. */
 export function hugepageMounts(source: Source, pid: number | 'self' = 'self'): HugepageMount[] {
-  const normal = normalSize(source);
-  return mountsOf(source, pid)
-    .filter(({ type }) => type === 'hugetlbfs')
-    .map(({ path, options }) => ({
-      path,
-      size: parseSize(/(?:^|,)pagesize=(\w+)/.exec(options)?.[1] ?? '') ?? normal,
-    }));
+  const mounts = hugetlbMounts(source.text(`/proc/${pid}/mounts`) ?? '', normalSize(source), () => 0);
+  return mounts.map(({ path, pageBytes }) => ({ path, size: pageBytes }));
 }
 
 /** All mounts that a process sees, in the order they were made. */
@@ -114,7 +111,7 @@ function checkPool(pool: HugepagePool): Finding {
   const { size, total, free, reserved, overcommit } = pool;
   const left = Math.max(0, free - reserved);
   const promised = reserved === 0 ? '' : `, ${reserved} of them promised`;
-  const facts = `hugepages of ${sizeText(size)}: ${total}, ${free} free${promised}`;
+  const facts = `hugepages of ${sizeInWords(size)}: ${total}, ${free} free${promised}`;
   if (left > 0 || overcommit > 0) return fine('hugepages.pool', facts);
   return warning('hugepages.pool', `${facts}: none is left`, {
     shows:
@@ -128,7 +125,7 @@ function checkNodes(pool: HugepagePool): Finding[] {
   if (nodes.length < 2) return [];
   const facts = nodes.map(({ node, total, free }) => `node ${node}: ${total}, ${free} free`).join('; ');
   const bare = nodes.filter(({ total }) => total === 0);
-  const what = `hugepages of ${sizeText(size)} by NUMA node: ${facts}`;
+  const what = `hugepages of ${sizeInWords(size)} by NUMA node: ${facts}`;
   if (bare.length === 0) return [fine('hugepages.nodes', what)];
   const most = Math.max(...nodes.map(({ total }) => total));
   return [
@@ -141,16 +138,16 @@ function checkNodes(pool: HugepagePool): Finding[] {
 
 function checkMounts(pools: readonly HugepagePool[], mounts: readonly HugepageMount[]): Finding[] {
   return pools.map((pool) => {
-    const text = sizeText(pool.size);
+    const text = sizeInWords(pool.size);
     const there = mounts.filter(({ size }) => size === pool.size);
     if (there.length > 0)
       return fine('hugepages.mount', `hugetlbfs of ${text} at ${there.map(({ path }) => path).join(', ')}`);
-    const folder = `/dev/hugepages-${sizeOption(pool.size)}`;
-    const option = `-object memory-backend-memfd,id=mem,size=…,share=on,hugetlb=on,hugetlbsize=${sizeOption(pool.size)}`;
+    const folder = `/dev/hugepages-${sizeText(pool.size)}`;
+    const option = `-object memory-backend-memfd,id=mem,size=…,share=on,hugetlb=on,hugetlbsize=${sizeText(pool.size)}`;
     return warning('hugepages.mount', `there are hugepages of ${text}, but no hugetlbfs of that size is mounted`, {
       shows: 'QEMU has no folder to name in -mem-path',
       mend: [
-        `mkdir -p ${folder} && mount -t hugetlbfs -o pagesize=${sizeOption(pool.size)} hugetlbfs ${folder}`,
+        `mkdir -p ${folder} && mount -t hugetlbfs -o pagesize=${sizeText(pool.size)} hugetlbfs ${folder}`,
         `or, without a mount: ${option}`,
       ],
     });
@@ -163,12 +160,12 @@ function checkBoot(source: Source, pools: readonly HugepagePool[]): Finding[] {
   let size = normalSize(source);
   const findings: Finding[] = [];
   for (const word of words) {
-    size = parseSize(/^hugepagesz=(\w+)$/.exec(word)?.[1] ?? '') ?? size;
+    size = parseSize(/^hugepagesz=(\w+)$/.exec(word)?.[1] ?? '', 1) ?? size;
     const asked = Number(/^hugepages=(\d+)$/.exec(word)?.[1] ?? 0);
     if (asked === 0) continue;
     const pool = pools.find((one) => one.size === size);
     const got = pool?.total ?? 0;
-    const what = `the kernel was asked for ${asked} hugepages of ${sizeText(size)} when it booted, and has ${got}`;
+    const what = `the kernel was asked for ${asked} hugepages of ${sizeInWords(size)} when it booted, and has ${got}`;
     if (got >= asked) findings.push(fine('hugepages.boot', what));
     else
       findings.push(
@@ -176,7 +173,7 @@ function checkBoot(source: Source, pools: readonly HugepagePool[]): Finding[] {
           shows: 'guests that were counted on do not start for want of memory',
           mend:
             pool === undefined
-              ? [`this machine has no pages of ${sizeText(size)}: ask for another size (hugepagesz=2M)`]
+              ? [`this machine has no pages of ${sizeInWords(size)}: ask for another size (hugepagesz=2M)`]
               : [`echo ${asked} >${poolFile(pool)}`, 'or give the machine more memory, or ask for fewer'],
         }),
       );

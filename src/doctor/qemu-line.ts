@@ -2,10 +2,13 @@
  * What a QEMU command line says of memory, sockets and network devices. Only what the doctor asks about is understood; the rest is passed
  * over. Files of -readconfig are not followed.
  */
-import { parseSize } from './size.ts';
+import { ConfigError } from '../errors.ts';
+import { type OptionValue, parseValue } from '../launch/option-value.ts';
+import { type LineOption, mergedValue, optionValue, parseLine } from '../launch/qemu-line.ts';
+import { MIB, parseSize } from '../launch/size.ts';
 
 /** QEMU's default, bytes. */
-const DEFAULT_MEMORY = 128 * 2 ** 20;
+const DEFAULT_MEMORY = 128 * MIB;
 
 /** A `-object memory-backend-…`. */
 export interface MemoryBackend {
@@ -69,85 +72,49 @@ export interface QemuLine {
   readonly isLibvirt: boolean;
 }
 
-type Values = ReadonlyMap<string, string>;
+const isOn = (text: string | undefined) => text !== undefined && /^(on|yes|true|y)$/.test(text);
 
-interface QemuOption {
-  readonly name: string;
-  readonly value: string;
-}
-
-/** The options in order; a word that begins with a hyphen is one, and takes the next word if that does not. */
-function optionsOf(words: readonly string[]): QemuOption[] {
-  const options: QemuOption[] = [];
-  words.forEach((word, at) => {
-    if (!/^--?[a-z]/i.test(word)) return;
-    const next = words[at + 1] ?? '';
-    options.push({ name: word.replace(/^--?/, ''), value: next.startsWith('-') ? '' : next });
-  });
-  return options;
-}
-
-/**
- * An option's value taken apart: `first,key=value,flag`, in which two commas stand for one, or a JSON object.
- * @param implied the key of a first word without one
- */
-function valuesOf(text: string, implied: string): Values {
-  if (text.startsWith('{')) return jsonValues(text);
-  const values = new Map<string, string>();
-  const parts = text.replaceAll(',,', '\0').split(',');
-  parts.forEach((part, at) => {
-    const [, key, value] = /^([^=]*)=(.*)$/s.exec(part) ?? [];
-    if (key !== undefined) values.set(key, value.replaceAll('\0', ','));
-    else if (at === 0) values.set(implied, part.replaceAll('\0', ','));
-    else values.set(part.replace(/^no(?=share|wait|server)/, ''), part.startsWith('no') ? 'off' : 'on');
-  });
-  return values;
-}
-
-function jsonValues(text: string): Values {
+/** Whether the value is what it seems to be: QEMU would not have started with JSON that is none, so this is another program. */
+function isReadable(option: LineOption): boolean {
   try {
-    const object: unknown = JSON.parse(text);
-    if (typeof object !== 'object' || object === null) return new Map();
-    return new Map(Object.entries(object).map(([key, value]) => [key, value === true ? 'on' : String(value)]));
-  } catch {
-    return new Map(); // QEMU would not have taken it: it is the value of an option that is none of ours
+    optionValue(option);
+    return true;
+  } catch (error) {
+    if (error instanceof ConfigError) return false;
+    throw error;
   }
 }
 
-const isOn = (text: string | undefined) => text !== undefined && /^(on|yes|true|y)$/.test(text);
-
 /** Understands the words behind the program's name. */
 export function readQemuLine(words: readonly string[]): QemuLine {
-  const options = optionsOf(words);
-  const all = (name: string) => options.filter((one) => one.name === name).map(({ value }) => value);
-  const objects = all('object').map((text) => valuesOf(text, 'qom-type'));
-  const machines = [...all('machine'), ...all('M')].map((text) => valuesOf(text, 'type'));
-  const devices = all('device').map((text) => valuesOf(text, 'driver'));
-  const sockets = new Map(all('chardev').flatMap(socketOf));
-  const lastMachine = (key: string) => machines.findLast((one) => one.has(key))?.get(key);
-  const inNuma = all('numa').map((text) => valuesOf(text, 'type').get('memdev'));
+  const line = parseLine(words).filter(isReadable);
+  const named = (name: string) => line.filter((one) => one.name === name);
+  const texts = (name: string) => named(name).flatMap(({ value }) => value ?? []);
+  const values = (name: string) => named(name).map(optionValue);
+  const devices = values('device');
+  const sockets = new Map(values('chardev').flatMap(socketOf));
+  const inNuma = values('numa').map((value) => value.get('memdev'));
   const plugged = devices.map((device) => device.get('memdev'));
-  const main = inNuma.some((id) => id !== undefined) ? inNuma : [lastMachine('memory-backend')];
-  const memory = valuesOf(all('m').at(-1) ?? '', 'size').get('size');
-  const name = valuesOf(all('name').at(-1) ?? '', 'guest').get('guest') || undefined;
-  const memPath = all('mem-path').at(-1);
+  const main = inNuma.some((id) => id !== undefined) ? inNuma : [mergedValue(line, 'machine', 'memory-backend')];
+  const name = parseValue(texts('name').at(-1) ?? '', 'guest').get('guest') || undefined;
+  const memPath = texts('mem-path').at(-1);
   return {
     ...(name === undefined ? {} : { name }),
-    memory: parseSize(memory ?? '', 'M') ?? DEFAULT_MEMORY,
-    backends: new Map(objects.flatMap(backendOf)),
+    memory: parseSize(mergedValue(line, 'm', 'size') ?? '', MIB) ?? DEFAULT_MEMORY,
+    backends: new Map(values('object').flatMap(backendOf)),
     usedBackends: [...main, ...plugged].filter((id) => id !== undefined),
     ...(memPath === undefined ? {} : { memPath }),
-    prealloc: all('mem-prealloc').length > 0,
+    prealloc: named('mem-prealloc').length > 0,
     sockets,
-    nets: netsOf(all('netdev'), all('nic'), devices),
-    monitors: monitorsOf(all('qmp'), all('mon'), sockets),
-    accelerator: acceleratorOf(options, lastMachine('accel')),
-    readsConfig: all('readconfig').length > 0,
+    nets: netsOf(values('netdev'), values('nic'), devices),
+    monitors: monitorsOf(texts('qmp'), texts('mon'), sockets),
+    accelerator: acceleratorOf(line),
+    readsConfig: named('readconfig').length > 0,
     isLibvirt: words.some((word) => word.includes('/libvirt/')),
   };
 }
 
-function backendOf(values: Values): [string, MemoryBackend][] {
+function backendOf(values: OptionValue): [string, MemoryBackend][] {
   const kind = values.get('qom-type') ?? '';
   const id = values.get('id');
   if (!kind.startsWith('memory-backend-') || id === undefined) return [];
@@ -157,7 +124,7 @@ function backendOf(values: Values): [string, MemoryBackend][] {
   const backend = {
     id,
     kind,
-    size: parseSize(values.get('size') ?? '') ?? 0,
+    size: parseSize(values.get('size') ?? '', 1) ?? 0,
     share: isOn(values.get('share') ?? shareDefault),
     prealloc: isOn(values.get('prealloc')),
     hugetlb: isOn(values.get('hugetlb')),
@@ -166,8 +133,7 @@ function backendOf(values: Values): [string, MemoryBackend][] {
   return [[id, backend]];
 }
 
-function socketOf(text: string): [string, SocketChardev][] {
-  const values = valuesOf(text, 'backend');
+function socketOf(values: OptionValue): [string, SocketChardev][] {
   const id = values.get('id');
   if (values.get('backend') !== 'socket' || id === undefined) return [];
   const path = values.get('path');
@@ -177,28 +143,30 @@ function socketOf(text: string): [string, SocketChardev][] {
   ];
 }
 
-function netsOf(netdevs: readonly string[], nics: readonly string[], devices: readonly Values[]): VhostUserNet[] {
+function netsOf(
+  netdevs: readonly OptionValue[],
+  nics: readonly OptionValue[],
+  devices: readonly OptionValue[],
+): VhostUserNet[] {
   const behind = (id: string) => {
     const card = devices.find((device) => device.get('netdev') === id);
     return card === undefined ? {} : { card: cardOf(card, card.get('driver') ?? '') };
   };
-  const from = (text: string, more: (values: Values, id: string) => Pick<VhostUserNet, 'card'>) => {
-    const values = valuesOf(text, 'type');
-    if (values.get('type') !== 'vhost-user') return [];
-    const id = values.get('id') ?? '';
-    return [
-      { id, chardev: values.get('chardev') ?? '', queues: Number(values.get('queues') ?? 1), ...more(values, id) },
-    ];
-  };
+  const netOf = (value: OptionValue) => ({
+    id: value.get('id') ?? '',
+    chardev: value.get('chardev') ?? '',
+    queues: Number(value.get('queues') ?? 1),
+  });
+  const isOurs = (value: OptionValue) => value.get('type') === 'vhost-user';
   return [
-    ...netdevs.flatMap((text) => from(text, (_, id) => behind(id))),
-    ...nics.flatMap((text) =>
-      from(text, (values) => ({ card: cardOf(values, values.get('model') ?? 'virtio-net-pci') })),
-    ),
+    ...netdevs.filter(isOurs).map((value) => ({ ...netOf(value), ...behind(value.get('id') ?? '') })),
+    ...nics
+      .filter(isOurs)
+      .map((value) => ({ ...netOf(value), card: cardOf(value, value.get('model') ?? 'virtio-net-pci') })),
   ];
 }
 
-function cardOf(values: Values, driver: string) {
+function cardOf(values: OptionValue, driver: string) {
   const vectors = values.get('vectors');
   return {
     driver,
@@ -210,19 +178,19 @@ function cardOf(values: Values, driver: string) {
 
 function monitorsOf(qmps: readonly string[], mons: readonly string[], sockets: QemuLine['sockets']): string[] {
   const direct = qmps.map((text) =>
-    text.startsWith('unix:') ? valuesOf(text.slice(5), 'path').get('path') : undefined,
+    text.startsWith('unix:') ? parseValue(text.slice(5), 'path').get('path') : undefined,
   );
   const through = mons.map((text) => {
-    const values = valuesOf(text, 'chardev');
+    const values = parseValue(text, 'chardev');
     const chardev = sockets.get(values.get('chardev') ?? '');
     return values.get('mode') === 'control' && chardev?.server ? chardev.path : undefined;
   });
   return [...direct, ...through].flatMap((path) => path || []);
 }
 
-function acceleratorOf(options: readonly QemuOption[], ofMachine: string | undefined): string {
-  const named = options.find(({ name }) => name === 'accel');
-  if (named !== undefined) return valuesOf(named.value, 'accel').get('accel') ?? '';
-  if (options.some(({ name }) => name === 'enable-kvm')) return 'kvm';
-  return ofMachine ?? 'tcg';
+function acceleratorOf(line: readonly LineOption[]): string {
+  const named = line.find(({ name }) => name === 'accel');
+  if (named !== undefined) return optionValue(named).get('accel') ?? '';
+  if (line.some(({ name }) => name === 'enable-kvm')) return 'kvm';
+  return mergedValue(line, 'machine', 'accel') ?? 'tcg';
 }

@@ -14,7 +14,7 @@ import {
   modeText,
   softLimit,
 } from './process.ts';
-import { sizeText } from './size.ts';
+import { sizeInWords } from './size.ts';
 import type { Source } from './source.ts';
 
 /** Kinds of ports, and other things, that take rights; `--port` names them. */
@@ -165,7 +165,7 @@ function memlockObstacles(source: Source, who: Credentials): Obstacle[] {
   if (hasCapability(who, 'CAP_IPC_LOCK') || limit >= XDP_LOCKED_BYTES) return [];
   return [
     {
-      what: `this user may lock ${sizeText(limit)} of memory; net_af_xdp takes ${sizeText(XDP_LOCKED_BYTES)} with one queue and one lcore`,
+      what: `this user may lock ${sizeInWords(limit)} of memory; net_af_xdp takes ${sizeInWords(XDP_LOCKED_BYTES)} with one queue and one lcore`,
       shows: 'net_af_xdp ends the switch: ENOBUFS, its frames may not be kept in memory',
       mend: ['ulimit -l unlimited', 'in the systemd unit of the switch: LimitMEMLOCK=infinity'],
     },
@@ -187,7 +187,7 @@ function checkAddressSpace(source: Source): Finding[] {
   const limit = softLimit(source, 'self', 'Max address space') ?? Infinity;
   if (limit >= MIN_ADDRESS_SPACE) return [fine('limits.address-space', 'address space is not limited')];
   return [
-    failure('limits.address-space', `address space is limited to ${sizeText(limit)}`, {
+    failure('limits.address-space', `address space is limited to ${sizeInWords(limit)}`, {
       shows: 'the switch does not start, or a guest cannot connect: "WebAssembly.Memory(): could not allocate memory"',
       mend: ['ulimit -v unlimited', 'in the systemd unit of the switch: LimitAS=infinity'],
     }),

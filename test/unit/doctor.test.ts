@@ -84,7 +84,7 @@ const MACHINE: readonly Case[] = [
       for (const node of [0, 1]) m.hugepages({ size: 1048576, node, total: 2 });
     },
     finds: [['hugepages.mount', 'warning', /there are hugepages of 1 GiB, but no hugetlbfs of that size/]],
-    mend: /^mkdir -p \/dev\/hugepages-1G && mount -t hugetlbfs -o pagesize=1G hugetlbfs \/dev\/hugepages-1G$/,
+    mend: /^mkdir -p \/dev\/hugepages-1024M && mount -t hugetlbfs -o pagesize=1024M hugetlbfs \/dev\/hugepages-1024M$/,
   },
   {
     name: 'fewer hugepages than the kernel was asked for',
@@ -410,7 +410,7 @@ const MEMORY: readonly Case[] = [
     change: (m) =>
       m.beGuest(lineWith(/memory-backend.*|q35.*/, 'q35').map((word) => (word === '-object' ? '-M' : word))),
     finds: [['memory.shared', 'error', /the guest has 1 GiB of memory of its own: no shared memory backend/]],
-    mend: /-object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem$/,
+    mend: /-object memory-backend-memfd,id=mem,size=1024M,share=on -machine memory-backend=mem$/,
   },
   {
     name: 'a memory backend that nobody uses',
