@@ -3,7 +3,7 @@
  * over. Files of -readconfig are not followed.
  */
 import { ConfigError } from '../errors.ts';
-import { type OptionValue, parseValue } from '../launch/option-value.ts';
+import { impliedKey, type OptionValue, parseValue } from '../launch/option-value.ts';
 import { type LineOption, mergedValue, optionValue, parseLine } from '../launch/qemu-line.ts';
 import { MIB, parseSize } from '../launch/size.ts';
 
@@ -74,16 +74,17 @@ export interface QemuLine {
 
 const isOn = (text: string | undefined) => text !== undefined && /^(on|yes|true|y)$/.test(text);
 
-/** Whether the value is what it seems to be: QEMU would not have started with JSON that is none, so this is another program. */
-function isReadable(option: LineOption): boolean {
+/** A value by keys; undefined where JSON is none, with which QEMU would not have started: then this is another program. */
+function readValue(text: string, implied: string): OptionValue | undefined {
   try {
-    optionValue(option);
-    return true;
+    return parseValue(text, implied);
   } catch (error) {
-    if (error instanceof ConfigError) return false;
+    if (error instanceof ConfigError) return undefined;
     throw error;
   }
 }
+
+const isReadable = ({ name, value = '' }: LineOption) => readValue(value, impliedKey(name)) !== undefined;
 
 /** Understands the words behind the program's name. */
 export function readQemuLine(words: readonly string[]): QemuLine {
@@ -96,7 +97,7 @@ export function readQemuLine(words: readonly string[]): QemuLine {
   const inNuma = values('numa').map((value) => value.get('memdev'));
   const plugged = devices.map((device) => device.get('memdev'));
   const main = inNuma.some((id) => id !== undefined) ? inNuma : [mergedValue(line, 'machine', 'memory-backend')];
-  const name = parseValue(texts('name').at(-1) ?? '', 'guest').get('guest') || undefined;
+  const name = readValue(texts('name').at(-1) ?? '', 'guest')?.get('guest') || undefined;
   const memPath = texts('mem-path').at(-1);
   return {
     ...(name === undefined ? {} : { name }),
@@ -178,12 +179,12 @@ function cardOf(values: OptionValue, driver: string) {
 
 function monitorsOf(qmps: readonly string[], mons: readonly string[], sockets: QemuLine['sockets']): string[] {
   const direct = qmps.map((text) =>
-    text.startsWith('unix:') ? parseValue(text.slice(5), 'path').get('path') : undefined,
+    text.startsWith('unix:') ? readValue(text.slice(5), 'path')?.get('path') : undefined,
   );
   const through = mons.map((text) => {
-    const values = parseValue(text, 'chardev');
-    const chardev = sockets.get(values.get('chardev') ?? '');
-    return values.get('mode') === 'control' && chardev?.server ? chardev.path : undefined;
+    const values = readValue(text, 'chardev');
+    const chardev = sockets.get(values?.get('chardev') ?? '');
+    return values?.get('mode') === 'control' && chardev?.server ? chardev.path : undefined;
   });
   return [...direct, ...through].flatMap((path) => path || []);
 }

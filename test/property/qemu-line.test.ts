@@ -69,7 +69,7 @@ test("QEMU's command line: any words at all are read", () => {
     fc.string(),
     fc.constantFrom(
       ...words(
-        '-m -object -netdev -device -chardev -qmp -mon -numa -machine -name , = {} { [1] null {"id":{}} unix: socket,id= size=',
+        '-m -object -netdev -device -chardev -qmp -mon -numa -machine -name , = {} { [1] null {"id":{}} unix: unix:{ socket,id= size=',
       ),
     ),
   );
