@@ -28,6 +28,7 @@ export function checkMemory(source: Source, guest: Guest, lcores: readonly numbe
   ];
 }
 
+const WRAP = 'or let qemu-wrap see to it: qemu-wrap --socket SOCKET qemu-system-x86_64 …';
 const SHOWS = {
   withFile:
     "the guest's interface is up, but nothing passes; the switch logs that the memory is not shared (PRIVATE_MEMORY)",
@@ -40,7 +41,7 @@ function sharedOptions({ line }: Guest, shows: string, id = 'mem'): Remedy {
   const libvirt = `virsh edit ${shellWord(line.name ?? 'DOMAIN')}: <memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>`;
   const object = `memory-backend-memfd,id=${id},size=${size},share=on`;
   const options = qemuOptions('-object', object, '-machine', `memory-backend=${id}`);
-  return { shows, mend: [line.isLibvirt ? libvirt : options] };
+  return { shows, mend: line.isLibvirt ? [libvirt] : [options, WRAP] };
 }
 
 /** A backend, with what the monitor knows better. */

@@ -21,6 +21,7 @@ const skip = leftOut === undefined ? false : leftOut.why;
 
 const PAGE = fileURLToPath(new URL('../../docs/guests.md', import.meta.url));
 const TESTPMD = fileURLToPath(new URL('../../src/cli/testpmd.ts', import.meta.url));
+const WRAP = fileURLToPath(new URL('../../src/cli/qemu-wrap.ts', import.meta.url));
 const PATIENCE_MS = 30_000;
 const BOOT_MS = 90_000;
 const PROMPT = 'testpmd> ';
@@ -70,6 +71,7 @@ describe('docs/guests.md', { skip, timeout: 280_000 }, () => {
     accel = (await kvmWorks()) ? 'kvm' : 'tcg';
     mkdirSync(path('bin'));
     program('vhost-switch', `exec ${shellWord(process.execPath)} ${shellWord(MAIN)} "$@"`);
+    program('qemu-wrap', `exec ${shellWord(process.execPath)} ${shellWord(WRAP)} "$@"`);
     program('vhost-testpmd', `exec ${shellWord(process.execPath)} ${shellWord(TESTPMD)} "$@"`);
     writeFileSync(path('disk.img'), '');
     truncateSync(path('disk.img'), 2 ** 20);
