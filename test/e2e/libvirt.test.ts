@@ -1,0 +1,139 @@
+/** Domains of a real libvirtd on the switch, rewritten for it as `qemu-wrap --libvirt` does. */
+import assert from 'node:assert/strict';
+import { globSync, readFileSync, writeFileSync } from 'node:fs';
+import { after, before, describe, test } from 'node:test';
+import { rewriteDomain } from '../../src/launch/domain-xml.ts';
+import { Libvirt } from '../peers/libvirt.ts';
+import { LibvirtGuest } from '../peers/libvirt-guest.ts';
+import { ensurePeers } from '../peers/packages.ts';
+import { waitUntil } from '../peers/process.ts';
+import { assertPing, untilPing } from './guests.ts';
+import { SwitchProcess } from './switch-process.ts';
+import { macOf } from './traffic.ts';
+
+const leftOut = (await ensurePeers(['qemu', 'libvirt'])).leftOut;
+const skip = leftOut.length === 0 ? false : leftOut.map(({ why }) => why).join('; ');
+
+const IP_A = '10.0.0.1';
+const IP_B = '10.0.0.2';
+/** For everything that takes a moment in a guest under emulation. */
+const PATIENCE_MS = 30_000;
+
+const userInterface = (mac: string) => `<interface type='user'>
+      <mac address='${mac}'/>
+      <model type='virtio'/>
+    </interface>`;
+
+function alive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
+  let running: SwitchProcess;
+  let libvirt: Libvirt;
+  let a: LibvirtGuest;
+  let b: LibvirtGuest;
+
+  before(async () => {
+    [running, libvirt] = await Promise.all([SwitchProcess.start(), Libvirt.start()]);
+    [a, b] = [IP_A, IP_B].map((ip, index) => {
+      const networkInterface = userInterface(macOf(index + 1));
+      return new LibvirtGuest(libvirt, { name: 'ab'[index], ip: `${ip}/24`, networkInterface });
+    });
+    await Promise.all(
+      [a, b].map(async (guest) => guest.start(rewriteDomain(await guest.xml(), { socket: running.socket }).xml)),
+    );
+  });
+  after(async () => {
+    for (const guest of [a, b]) guest?.close();
+    await libvirt?.stop();
+    await running?.kill();
+  });
+
+  test('libvirt takes every rewritten domain of the golden tests', async () => {
+    for (const file of globSync(new URL('../unit/domains/*.xml', import.meta.url).pathname)) {
+      const given = readFileSync(file, 'utf8');
+      if (given.includes('aarch64')) continue; // its emulator is not among the peer's packages
+      const { xml } = rewriteDomain(given, { socket: running.socket, queues: 2, offloads: false });
+      writeFileSync(libvirt.path('golden.xml'), xml);
+      await libvirt.virsh('define', '--validate', libvirt.path('golden.xml'));
+      await libvirt.virsh('undefine', /<name>(.*?)<\/name>/.exec(xml)![1]);
+    }
+  });
+
+  test('two domains reach each other', async () => {
+    await assertPing(a, IP_B);
+    await assertPing(b, IP_A, '-s 1400');
+  });
+
+  test('the switch is killed and comes back: both domains find it', async () => {
+    const { dir } = running;
+    running.signal('SIGKILL');
+    await running.ended();
+    // the folder is still the first one's to remove
+    running = await SwitchProcess.start([], { dir });
+    await untilPing(a, IP_B);
+    await assertPing(b, IP_A);
+  });
+
+  test('interfaces are unplugged and plugged while the other domain runs', async () => {
+    const devices = async () => (await b.sh('ls /sys/class/net')).output;
+    const unplug = async () => {
+      const mark = running.mark;
+      await b.virsh('detach-interface', 'b', 'vhostuser', '--mac', macOf(2), '--live');
+      await waitUntil('eth0 to go', async () => !/eth0/.test(await devices()), PATIENCE_MS);
+      await running.line(/Device has been removed/, mark);
+      assert.doesNotMatch(await b.virsh('domiflist', 'b'), /vhostuser/);
+    };
+    const plugged = async () => {
+      await waitUntil('eth0 to come', async () => /eth0/.test(await devices()), PATIENCE_MS);
+      assert.equal((await b.sh('netup')).status, 0);
+      await untilPing(a, IP_B);
+      await assertPing(b, IP_A);
+    };
+    const [networkInterface] = /<interface .*<\/interface>/s.exec(await b.virsh('dumpxml', 'b'))!;
+    writeFileSync(libvirt.path('interface.xml'), networkInterface);
+    await unplug();
+    await b.virsh('attach-device', 'b', libvirt.path('interface.xml'), '--live');
+    await plugged();
+    await unplug();
+    const how = ['--source-mode', 'client', '--model', 'virtio', '--mac', macOf(2), '--live'];
+    await b.virsh('attach-interface', 'b', 'vhostuser', running.socket, ...how);
+    await plugged();
+  });
+
+  test('a domain is saved and restored, and goes on where it was', async () => {
+    assert.equal((await b.sh('echo here > /tmp/where; sleep 1000 & echo $! > /tmp/sleeper')).status, 0);
+    const mark = running.mark;
+    const file = libvirt.path('saved');
+    await b.virsh('save', 'b', file);
+    assert.equal(await b.state(), 'shut off');
+    await running.line(/Device has been removed/, mark);
+    await b.virsh('restore', file);
+    assert.equal(await b.state(), 'running');
+    await untilPing(a, IP_B);
+    await assertPing(b, IP_A);
+    const { output } = await b.sh('cat /tmp/where; kill -0 $(cat /tmp/sleeper) && echo alive');
+    assert.equal(output, 'here\nalive\n');
+  });
+
+  test('destroy ends the guest at once', async () => {
+    const mark = running.mark;
+    await b.virsh('destroy', 'b');
+    await running.line(/Device has been removed/, mark);
+    assert.equal(await b.state(), 'shut off');
+  });
+
+  test('nothing is left behind', async () => {
+    const processes = libvirt.processes();
+    assert.ok(processes.length >= 3, `only ${processes}`);
+    await libvirt.stop();
+    assert.deepEqual(processes.filter(alive), []);
+    assert.equal(await running.stop(), 'ended with status 0', running.output);
+  });
+});
