@@ -4,20 +4,20 @@ import { type Attributes, elementsOf, type XmlElement, type XmlText } from './xm
 
 /** What interfaces are to become. */
 export interface InterfaceWish {
-  /** Absolute path of the switch's socket, 1 to 107 bytes. */
-  readonly socket: string;
+  /** Absolute paths of the switch's sockets, 1 to 107 bytes each: the second is for the second interface, the last for all others. */
+  readonly sockets: readonly string[];
   /** Queue pairs. Default: as many as the interface has. */
   readonly queues?: number;
   /** false has the guest leave neither checksums nor segmentation to others, as the sample's wrapper did. Default true. */
   readonly offloads?: boolean;
+  /** Seconds until QEMU connects again when it has lost the switch; 0 = it does not. Default 1. */
+  readonly reconnect?: number;
 }
 
 /** Types of interfaces whose traffic the switch can take over. */
 export const TAKES_OVER: readonly string[] = ['network', 'bridge', 'direct', 'ethernet', 'user'];
 
 const VIRTIO_MODELS = ['virtio', 'virtio-transitional', 'virtio-non-transitional'];
-/** QEMU connects again so long after it has lost the switch, in seconds. */
-const RECONNECT_SECONDS = 1;
 
 /** The offloads of each side, as attributes of <host> and <guest> in <driver>. */
 const OFFLOADS: Readonly<Record<'host' | 'guest', readonly string[]>> = {
@@ -60,15 +60,20 @@ export function isVirtio(element: XmlElement): boolean {
   return VIRTIO_MODELS.includes(elementsOf(element, 'model')[0]?.attributes.type);
 }
 
-/** Makes a virtio interface one of type vhostuser. @returns what was changed, each in a line for people */
-export function rewriteInterface(text: XmlText, element: XmlElement, wish: InterfaceWish): string[] {
+/**
+ * Makes a virtio interface one of type vhostuser.
+ * @param index among the interfaces that become so, from 0
+ * @returns what was changed, each in a line for people
+ */
+export function rewriteInterface(text: XmlText, element: XmlElement, index: number, wish: InterfaceWish): string[] {
   const changes: string[] = [];
   const say = (what: string) => changes.push(what);
+  const socket = wish.sockets[Math.min(index, wish.sockets.length - 1)];
   const [source] = elementsOf(element, 'source');
   const was = source === undefined ? '' : describe(source.attributes, ' of ');
-  say(`type '${element.attributes.type}'${was} became 'vhostuser' at ${wish.socket}`);
+  say(`type '${element.attributes.type}'${was} became 'vhostuser' at ${socket}`);
   rewriteTag(text, element, say);
-  writeSource(text, element, source, wish.socket);
+  writeSource(text, element, source, socket, wish.reconnect ?? 1);
   for (const child of elementsOf(element)) {
     const why = FOREIGN_CHILDREN[child.name];
     if (why === undefined) continue;
@@ -91,10 +96,17 @@ function rewriteTag(text: XmlText, element: XmlElement, say: (what: string) => v
   text.setAttributes(element, changes);
 }
 
-function writeSource(text: XmlText, element: XmlElement, source: XmlElement | undefined, socket: string): void {
+function writeSource(
+  text: XmlText,
+  element: XmlElement,
+  source: XmlElement | undefined,
+  path: string,
+  seconds: number,
+): void {
   const gap = text.gapInside(element);
-  const reconnect = text.write('reconnect', { enabled: 'yes', timeout: String(RECONNECT_SECONDS) }, [], gap);
-  const written = text.write('source', { type: 'unix', path: socket, mode: 'client' }, [reconnect], gap);
+  const reconnect = { enabled: 'yes', timeout: String(seconds) };
+  const inside = seconds === 0 ? [] : [text.write('reconnect', reconnect, [], gap)];
+  const written = text.write('source', { type: 'unix', path, mode: 'client' }, inside, gap);
   const [mac] = elementsOf(element, 'mac');
   if (source !== undefined) text.replace(source, written);
   else text.insertAfter(mac ?? elementsOf(element)[0], written);

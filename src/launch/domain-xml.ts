@@ -39,9 +39,9 @@ export function rewriteDomain(xml: string, wish: DomainWish): RewrittenDomain {
   checkDomain(root);
   const interfaces = elementsOf(root, 'devices').flatMap((devices) => elementsOf(devices, 'interface'));
   const { chosen, left } = chooseInterfaces(interfaces, wish);
-  const changes = chosen.flatMap((element) => {
+  const changes = chosen.flatMap((element, index) => {
     const name = nameOf(element, interfaces);
-    return rewriteInterface(text, element, wish).map((change) => `interface ${name}: ${change}`);
+    return rewriteInterface(text, element, index, wish).map((change) => `interface ${name}: ${change}`);
   });
   const sharing = chosen.length > 0 || interfaces.some(({ attributes }) => attributes.type === 'vhostuser');
   if (sharing) changes.push(...shareMemory(text).map((change) => `memory: ${change}`));

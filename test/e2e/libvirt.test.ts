@@ -46,7 +46,7 @@ describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
       return new LibvirtGuest(libvirt, { name: 'ab'[index], ip: `${ip}/24`, networkInterface });
     });
     await Promise.all(
-      [a, b].map(async (guest) => guest.start(rewriteDomain(await guest.xml(), { socket: running.socket }).xml)),
+      [a, b].map(async (guest) => guest.start(rewriteDomain(await guest.xml(), { sockets: [running.socket] }).xml)),
     );
   });
   after(async () => {
@@ -59,7 +59,7 @@ describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
     for (const file of globSync(new URL('../unit/domains/*.xml', import.meta.url).pathname)) {
       const given = readFileSync(file, 'utf8');
       if (given.includes('aarch64')) continue; // its emulator is not among the peer's packages
-      const { xml } = rewriteDomain(given, { socket: running.socket, queues: 2, offloads: false });
+      const { xml } = rewriteDomain(given, { sockets: [running.socket], queues: 2, offloads: false });
       writeFileSync(libvirt.path('golden.xml'), xml);
       await libvirt.virsh('define', '--validate', libvirt.path('golden.xml'));
       await libvirt.virsh('undefine', /<name>(.*?)<\/name>/.exec(xml)![1]);

@@ -73,12 +73,12 @@ const domain = fc
     return `<domain type='kvm'>${parts.map((part) => gap + part).join('')}${gap}</domain>`;
   });
 
-const WISH = { socket: '/run/s', queues: 2, offloads: false };
+const WISH = { sockets: ['/run/s'], queues: 2, offloads: false };
 
 test('domain XML: rewriting twice is rewriting once, and what virtio interfaces there are end at the switch', () => {
   fc.assert(
     fc.property(domain, fc.boolean(), (xml, plain) => {
-      const wish = plain ? { socket: '/run/s' } : WISH;
+      const wish = plain ? { sockets: ['/run/s'] } : WISH;
       const once = rewriteDomain(xml, wish);
       const twice = rewriteDomain(once.xml, wish);
       assert.equal(twice.xml, once.xml);

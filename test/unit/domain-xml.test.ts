@@ -11,7 +11,7 @@ const NAMES = globSync('*.xml', { cwd: FOLDER.pathname }).map((file) => basename
 const SOCKET = '/run/vhost-switch.sock';
 
 const read = (file: string) => readFileSync(new URL(file, FOLDER), 'utf8');
-const rewrite = (xml: string, wish: Partial<DomainWish> = {}) => rewriteDomain(xml, { socket: SOCKET, ...wish });
+const rewrite = (xml: string, wish: Partial<DomainWish> = {}) => rewriteDomain(xml, { sockets: [SOCKET], ...wish });
 
 /** The smallest domain with these interfaces. */
 const domain = (interfaces: string, more = '') =>
@@ -57,6 +57,14 @@ describe('what is asked for', () => {
     refused(domain(''), 'BAD_DOMAIN', /there is none$/, { macs: ['52:54:00:00:00:09'] });
   });
 
+  test('a socket for each, the last one for all others; and no reconnecting', () => {
+    const given = domain(`<interface type='user'>${VIRTIO}</interface>`.repeat(3));
+    const paths = (xml: string) => [...xml.matchAll(/path='([^']*)'/g)].map(([, path]) => path);
+    assert.deepEqual(paths(rewrite(given, { sockets: ['/a', '/b'] }).xml), ['/a', '/b', '/b']);
+    assert.match(rewrite(given, { reconnect: 0 }).xml, /<source type='unix' path='[^']*' mode='client'\/>/);
+    assert.match(rewrite(given, { reconnect: 5 }).xml, /<reconnect enabled='yes' timeout='5'\/>/);
+  });
+
   test('queues and no offloads: what is in <driver> besides stays', () => {
     const given = `<interface type='user'>${VIRTIO}<driver packed='on'><host mrg_rxbuf='on' csum='on'/></driver></interface>`;
     const { xml, changes } = rewrite(domain(given), { queues: 4, offloads: false });
@@ -78,7 +86,7 @@ describe('what is asked for', () => {
 describe('values stay values', () => {
   test('a path with quotes and ampersands, and attributes whose text looks like others', () => {
     const given = `<interface note='type="x" &amp; managed' type = "user"\n managed="no">${VIRTIO}</interface>`;
-    const { xml } = rewrite(domain(given), { socket: `/run/a&b'c"<d>` });
+    const { xml } = rewrite(domain(given), { sockets: [`/run/a&b'c"<d>`] });
     assert.ok(xml.includes(`<interface note='type="x" &amp; managed' type = "vhostuser">`), xml);
     assert.ok(xml.includes("path='/run/a&amp;b&apos;c&quot;&lt;d&gt;'"), xml);
     assert.equal(rewrite(xml).xml, xml);
