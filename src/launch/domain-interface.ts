@@ -7,7 +7,7 @@ export interface InterfaceWish {
   /** Absolute paths of the switch's sockets, 1 to 107 bytes each: the second is for the second interface, the last for all others. */
   readonly sockets: readonly string[];
   /** Queue pairs. Default: as many as the interface has. */
-  readonly queues?: number;
+  readonly queues?: number | undefined;
   /** false has the guest leave neither checksums nor segmentation to others, as the sample's wrapper did. Default true. */
   readonly offloads?: boolean;
   /** Seconds until QEMU connects again when it has lost the switch; 0 = it does not. Default 1. */

@@ -15,7 +15,7 @@ const QEMU_TYPES = ['kvm', 'qemu', 'hvf', 'kqemu'];
 /** What the domain is to become. */
 export interface DomainWish extends InterfaceWish {
   /** MAC addresses of the interfaces to rewrite. Default: all that are virtio. */
-  readonly macs?: readonly string[];
+  readonly macs?: readonly string[] | undefined;
 }
 
 /** A domain that was rewritten. */

@@ -1,7 +1,9 @@
-/** Domains of a real libvirtd on the switch, rewritten for it as `qemu-wrap --libvirt` does. */
+/** Domains of a real libvirtd on the switch, rewritten for it by `qemu-wrap --libvirt`, or with qemu-wrap as their emulator. */
 import assert from 'node:assert/strict';
+import { spawnSync } from 'node:child_process';
 import { globSync, readFileSync, writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 import { rewriteDomain } from '../../src/launch/domain-xml.ts';
 import { Libvirt } from '../peers/libvirt.ts';
 import { LibvirtGuest } from '../peers/libvirt-guest.ts';
@@ -16,10 +18,13 @@ const skip = leftOut.length === 0 ? false : leftOut.map(({ why }) => why).join('
 
 const IP_A = '10.0.0.1';
 const IP_B = '10.0.0.2';
+const IP_C = '10.0.0.3';
 /** For everything that takes a moment in a guest under emulation. */
 const PATIENCE_MS = 30_000;
 
-const userInterface = (mac: string) => `<interface type='user'>
+const QEMU_WRAP = fileURLToPath(new URL('../../src/cli/qemu-wrap.ts', import.meta.url));
+
+const card = (type: string, mac: string) => `<interface type='${type}'>
       <mac address='${mac}'/>
       <model type='virtio'/>
     </interface>`;
@@ -33,24 +38,41 @@ function alive(pid: number): boolean {
   }
 }
 
+const commandLine = (pid: number) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ');
+
 describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
   let running: SwitchProcess;
   let libvirt: Libvirt;
   let a: LibvirtGuest;
   let b: LibvirtGuest;
+  let c: LibvirtGuest;
+
+  /** A domain with qemu-wrap in QEMU's place, and else as people have it. */
+  const wrapped = (name: string, type: string, number: number, ip: string) => {
+    const options = {
+      networkInterface: card(type, macOf(number)),
+      ip: `${ip}/24`,
+      emulator: libvirt.path('qemu-wrap'),
+    };
+    return new LibvirtGuest(libvirt, { name, ...options, env: { VHOST_SWITCH_SOCKET: running.socket } });
+  };
 
   before(async () => {
     [running, libvirt] = await Promise.all([SwitchProcess.start(), Libvirt.start()]);
-    [a, b] = [IP_A, IP_B].map((ip, index) => {
-      const networkInterface = userInterface(macOf(index + 1));
-      return new LibvirtGuest(libvirt, { name: 'ab'[index], ip: `${ip}/24`, networkInterface });
+    writeFileSync(libvirt.path('qemu-wrap'), `#!/bin/sh\nexec ${process.execPath} ${QEMU_WRAP} "$@"\n`, {
+      mode: 0o755,
     });
-    await Promise.all(
-      [a, b].map(async (guest) => guest.start(rewriteDomain(await guest.xml(), { sockets: [running.socket] }).xml)),
-    );
+    a = wrapped('a', 'user', 1, IP_A);
+    b = new LibvirtGuest(libvirt, { name: 'b', ip: `${IP_B}/24`, networkInterface: card('user', macOf(2)) });
+    c = wrapped('c', 'ethernet', 3, IP_C);
+    writeFileSync(libvirt.path('given.xml'), await b.xml());
+    const args = ['--socket', running.socket, '--libvirt', libvirt.path('given.xml')];
+    const { status, stdout, stderr } = spawnSync(process.execPath, [QEMU_WRAP, ...args], { encoding: 'utf8' });
+    assert.equal(status, 0, stderr);
+    await Promise.all([a.start(await a.xml()), b.start(stdout), c.start(await c.xml())]);
   });
   after(async () => {
-    for (const guest of [a, b]) guest?.close();
+    for (const guest of [a, b, c]) guest?.close();
     await libvirt?.stop();
     await running?.kill();
   });
@@ -66,22 +88,24 @@ describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
     }
   });
 
-  test('two domains reach each other', async () => {
+  test('the domains reach each other', async () => {
     await assertPing(a, IP_B);
-    await assertPing(b, IP_A, '-s 1400');
+    await assertPing(b, IP_C, '-s 1400');
+    await assertPing(c, IP_A);
   });
 
-  test('the switch is killed and comes back: both domains find it', async () => {
+  test('the switch is killed and comes back: all domains find it', async () => {
     const { dir } = running;
     running.signal('SIGKILL');
     await running.ended();
     // the folder is still the first one's to remove
     running = await SwitchProcess.start([], { dir });
     await untilPing(a, IP_B);
-    await assertPing(b, IP_A);
+    await untilPing(a, IP_C);
+    await assertPing(b, IP_C);
   });
 
-  test('interfaces are unplugged and plugged while the other domain runs', async () => {
+  test('interfaces are unplugged and plugged while the other domains run', async () => {
     const devices = async () => (await b.sh('ls /sys/class/net')).output;
     const unplug = async () => {
       const mark = running.mark;
@@ -122,11 +146,17 @@ describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
     assert.equal(output, 'here\nalive\n');
   });
 
-  test('destroy ends the guest at once', async () => {
-    const mark = running.mark;
-    await b.virsh('destroy', 'b');
-    await running.line(/Device has been removed/, mark);
-    assert.equal(await b.state(), 'shut off');
+  test('destroy ends QEMU, with qemu-wrap as the emulator too', async () => {
+    for (const guest of [b, c]) {
+      const pid = libvirt.processes().find((one) => commandLine(one).includes(`guest=${guest.name},`));
+      assert.ok(pid !== undefined);
+      const mark = running.mark;
+      await guest.virsh('destroy', guest.name);
+      await running.line(/Device has been removed/, mark);
+      assert.equal(await guest.state(), 'shut off');
+      assert.ok(!alive(pid), 'QEMU is gone');
+    }
+    assert.equal(await a.state(), 'running');
   });
 
   test('nothing is left behind', async () => {

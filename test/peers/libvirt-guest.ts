@@ -18,6 +18,8 @@ export interface LibvirtGuestOptions {
   readonly ip: string;
   /** Default: QEMU itself. */
   readonly emulator?: string;
+  /** Environment of the emulator besides libvirt's own. */
+  readonly env?: Readonly<Record<string, string>>;
 }
 
 /** One guest: `start`, then `sh`, then `stop`. */
@@ -39,9 +41,10 @@ export class LibvirtGuest {
    */
   async xml(): Promise<string> {
     const { kernel, initrd } = await guestImage();
-    const { name, ip, networkInterface, emulator = '/usr/bin/qemu-system-x86_64' } = this.#options;
+    const { name, ip, networkInterface, emulator = '/usr/bin/qemu-system-x86_64', env = {} } = this.#options;
+    const variables = Object.entries(env).map(([key, value]) => `<qemu:env name='${key}' value='${value}'/>`);
     const console_ = 'console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check pci=nomsi';
-    return `<domain type='qemu'>
+    return `<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>${name}</name>
   <memory unit='MiB'>192</memory>
   <vcpu>1</vcpu>
@@ -68,6 +71,7 @@ export class LibvirtGuest {
     ${networkInterface}
     <memballoon model='none'/>
   </devices>
+  <qemu:commandline>${variables.join('')}</qemu:commandline>
 </domain>
 `;
   }
