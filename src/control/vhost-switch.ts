@@ -5,7 +5,14 @@ import { LcoreGroup, type LcorePlace } from '../lcore/lcore-group.ts';
 import type { LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
-import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
+import {
+  type LcoreCounter,
+  PORT_SLOTS,
+  type PortCounter,
+  readCounters,
+  VRING_SLOTS,
+  type VringCounter,
+} from '../stats/counters.ts';
 import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig, type UplinkConfig } from '../switch/switch-config.ts';
 import { UserfaultPostcopy } from '../vhost/postcopy.ts';
 import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
@@ -49,6 +56,10 @@ export interface VhostSwitchOptions {
   readonly queues: number;
   /** 'adaptive': an lcore without work sleeps until a guest kicks; 'busy': it never does */
   readonly poll: 'adaptive' | 'busy';
+  /** with 'adaptive': how long an lcore looks for packets in vain at most, µs; default 200 */
+  readonly spinUs?: number;
+  /** and for how much of the time it has worked, percent; default 50 */
+  readonly spinPercent?: number;
   /** the lcores that switch, at least one */
   readonly lcores: readonly LcorePlace[];
   /** how it switches; devices are numbered below `maxPorts`, uplinks from there on */
@@ -76,6 +87,17 @@ export interface DeviceInfo {
   /** by vring: 2n receives and 2n + 1 transmits, from the guest's side, for queue pair n; undefined if it was never started */
   readonly vrings: readonly (Record<VringCounter, number> | undefined)[];
 }
+
+/** An lcore as it is now. */
+export interface LcoreInfo {
+  /** its number */
+  readonly lcore: number;
+  /** see {@link LCORE_COUNTER_HELP} */
+  readonly counters: Record<LcoreCounter, number>;
+}
+
+const DEFAULT_SPIN_US = 200;
+const DEFAULT_SPIN_PERCENT = 50;
 
 interface Entry {
   readonly device: NetDevice;
@@ -133,7 +155,8 @@ export class VhostSwitch {
   }
 
   async #start(): Promise<void> {
-    const { config, poll, lcores, uplinks = [], log, onFatal } = this.#options;
+    const { config, lcores, uplinks = [], log, onFatal } = this.#options;
+    const { poll: mode, spinUs = DEFAULT_SPIN_US, spinPercent = DEFAULT_SPIN_PERCENT } = this.#options;
     const events: LcoreThreadEvents = {
       onRegistered: (port, first, last) => this.#onRegistered(port, macBytes(first, last)),
       onDuplicate: (port) =>
@@ -146,6 +169,7 @@ export class VhostSwitch {
       onStuckCall: (fd) => this.#disconnect((device) => device.hasCallFd(fd), 'its call eventfd is full and blocking'),
       onDeath: onFatal,
     };
+    const poll = { mode, spinUs, spinShare: spinPercent / 100 };
     const pool = this.#pool;
     this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, { pool, lcores: lcores.length, log });
     this.#mtu = guestMtu(this.#uplinks.ports);
@@ -262,6 +286,11 @@ export class VhostSwitch {
         counters: readCounters(PORT_SLOTS, lcores.counters(id)),
         vrings: lcores.vringCounters(id).map((block) => block && readCounters(VRING_SLOTS, block)),
       }));
+  }
+
+  /** The lcores, in the order of the options. */
+  get lcores(): LcoreInfo[] {
+    return (this.#lcores as LcoreGroup).lcoreCounters;
   }
 
   /** The uplinks, by number. */

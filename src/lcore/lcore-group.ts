@@ -7,7 +7,15 @@
 import { packChunks } from '../mem/address-map.ts';
 import type { WindowPool } from '../mem/window.ts';
 import type { UplinkDevice } from '../port/devices.ts';
-import { addBlock, counterBlock, PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
+import {
+  addBlock,
+  counterBlock,
+  LCORE_SLOTS,
+  type LcoreCounter,
+  PORT_SLOTS,
+  readCounters,
+  VRING_SLOTS,
+} from '../stats/counters.ts';
 import { sharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
@@ -15,6 +23,7 @@ import type { NetDatapath } from '../virtio-net/net-datapath.ts';
 import { isTransmit } from '../virtio-net/net-vring.ts';
 import { sharedRingState } from '../virtqueue/vring.ts';
 import { LcoreThread, type LcoreThreadEvents } from './lcore-thread.ts';
+import type { PollConfig } from './poll-pace.ts';
 
 /** An lcore's number, and the CPUs its thread runs on; none for any. */
 export interface LcorePlace {
@@ -26,7 +35,7 @@ export interface LcorePlace {
 
 export interface LcoreGroupOptions {
   readonly config: SwitchConfig;
-  readonly poll: 'adaptive' | 'busy';
+  readonly poll: PollConfig;
   /** at least one */
   readonly lcores: readonly LcorePlace[];
   /** each lcore keeps a window of it */
@@ -174,6 +183,13 @@ export class LcoreGroup implements NetDatapath {
   /** The counters (VRING_SLOTS) of a port's vrings that have ever been started, by number. */
   vringCounters(port: number): (Float64Array | undefined)[] {
     return Array.from(this.#entry(port).vrings, (blocks) => blocks && sum(blocks, counterBlock(VRING_SLOTS)));
+  }
+
+  /** What each lcore has done, by its number. */
+  get lcoreCounters(): { readonly lcore: number; readonly counters: Record<LcoreCounter, number> }[] {
+    return this.#threads.map(({ counters }, i) => {
+      return { lcore: this.#places[i].lcore, counters: readCounters(LCORE_SLOTS, counters) };
+    });
   }
 
   /** Ends the threads; resolves when they have gone. */
