@@ -6,7 +6,6 @@ import { accessSync, constants, openSync, readFileSync, statSync } from 'node:fs
 import { delimiter, join } from 'node:path';
 import { SwitchError } from '../errors.ts';
 import { type HugetlbMount, hugetlbMounts } from '../launch/hugepages.ts';
-import { keepOpen } from '../sys/exec.ts';
 
 /** Names of QEMU's architectures, by those of Node. */
 const ARCHITECTURES: Readonly<Record<string, string>> = {
@@ -77,9 +76,7 @@ export function fileKind(path: string): 'folder' | 'file' | 'nothing' {
 /** Opens a device of the switch for QEMU, which gets it. @returns the number of its descriptor */
 export function openDevice(path: string): string {
   try {
-    const fd = openSync(path, 'r+');
-    keepOpen(fd);
-    return String(fd);
+    return String(openSync(path, 'r+'));
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
     const ways: Record<string, string> = {

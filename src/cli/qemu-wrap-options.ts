@@ -151,6 +151,9 @@ export function parseQemuWrap(argv: readonly string[], env: NodeJS.ProcessEnv = 
   const devices = allValues(said, OPTIONS.cuse);
   if (sockets.length > 0 && devices.length > 0)
     throw new ConfigError('CONFIG_CONFLICT', '--cuse', 'cannot be given together with --socket: a card has one way');
+  const queues = givenValue(said, OPTIONS.queues);
+  if (queues !== undefined && devices.length > 0)
+    throw new ConfigError('CONFIG_CONFLICT', '--queues', 'cannot be given together with --cuse: the tap has its own');
   const libvirt = givenValue(given, OPTIONS.libvirt);
   const macs = allValues(given, OPTIONS.mac);
   if (libvirt !== undefined) checkLibvirt(given, sockets, rest);
@@ -170,7 +173,7 @@ export function parseQemuWrap(argv: readonly string[], env: NodeJS.ProcessEnv = 
     hugepages: value(OPTIONS.hugepages),
     offloads: value(OPTIONS.offloads) === 'on',
     reconnect: value(OPTIONS.reconnect),
-    queues: givenValue(said, OPTIONS.queues),
+    queues,
     qemu: programFirst ? rest[0] : named,
     args: programFirst ? rest.slice(1) : rest,
   };

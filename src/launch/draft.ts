@@ -109,9 +109,9 @@ export class Draft {
   }
 
   /** An id for something new, `wanted` unless that is taken. */
-  freshId(wanted: string): string {
+  readonly freshId = (wanted: string): string => {
     let id = wanted;
     for (let n = 2; this.#taken(id); n++) id = `${wanted}-${n}`;
     return id;
-  }
+  };
 }

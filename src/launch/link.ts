@@ -14,23 +14,20 @@ export interface Network {
   readonly why: string;
 }
 
+/** An id that nothing has, this one if possible. */
+type FreshId = (wanted: string) => string;
+
 /** Makes the networks of the cards. */
 export interface Link {
-  /** what becomes of the network that a card has */
+  /** whether another network takes the place of the one that a card has, or that one is changed */
   readonly replaces: boolean;
   /**
    * The network of card `index`, counted from 0.
    * @param id of the -netdev that it is to be
-   * @param old the network that the card has, without its id and the card's own keys; undefined for none
+   * @param old a copy of the network that the card has, without the card's own keys, to make the new one of; undefined for none
    * Throws ConfigError where the old one does not suit.
    */
-  network(
-    index: number,
-    id: string,
-    old: OptionValue | undefined,
-    queues: number,
-    freshId: (id: string) => string,
-  ): Network;
+  network(index: number, id: string, old: OptionValue | undefined, queues: number, freshId: FreshId): Network;
 }
 
 const REACHES = 'the switch listens there';

@@ -21,7 +21,10 @@ const NIC_KEYS = ['model', 'mac'];
 const OWN_SOCKET = ['vhost-user', 'vhost-vdpa'];
 
 const GONE = 'the switch takes its place';
+const MOVED = 'it is a -netdev now';
 const NO_OFFLOADS = '--offloads off';
+const SAME_ADDRESS =
+  'a card without mac= has the address 52:54:00:12:34:56 in every guest of QEMU: with several on the switch, give each its own';
 const QUEUES = 'several queues need mq=on, and a vector for each ring and two more';
 
 /** @returns how many cards are served over vhost, those that were before among them */
@@ -46,8 +49,14 @@ export function switchNetwork(draft: Draft, wish: NetworkWish): number {
       place(draft, nic, index++, wish);
     }
   }
+  if (nics.some((nic) => nic.isVirtio && !hasAddress(draft, nic))) draft.remarks.push(SAME_ADDRESS);
   refuseFilters(draft);
   return served;
+}
+
+/** Whether the address of a card is given, and not QEMU's own. */
+function hasAddress(draft: Draft, { form, at }: Nic): boolean {
+  return draft.value(at).get(form === 'net' ? 'macaddr' : 'mac') !== undefined;
 }
 
 /** The kind of network a card has in an option of its own; undefined for none there. */
@@ -70,15 +79,9 @@ function placeNetdev(draft: Draft, nic: Nic, id: string, index: number, wish: Ne
   const queues = wish.queues ?? queuesOf((key) => old.get(key));
   if (wish.link.replaces) {
     draft.leaveOut(at, GONE);
-    draft.insert(
-      at,
-      asNetdev(
-        wish.link.network(index, id, old, queues, (name) => draft.freshId(name)),
-        id,
-      ),
-    );
+    draft.insert(at, asNetdev(wish.link.network(index, id, old, queues, draft.freshId), id));
   } else {
-    const { value, why } = wish.link.network(index, id, copyOf(old), queues, (name) => draft.freshId(name));
+    const { value, why } = wish.link.network(index, id, copyOf(old), queues, draft.freshId);
     draft.replaceValue(at, value, why);
   }
   setCard(draft, nic, queues, wish);
@@ -89,13 +92,7 @@ function placeUnconnected(draft: Draft, nic: Nic, index: number, wish: NetworkWi
   const id = draft.freshId(`switch${index}`);
   const old = nic.form === 'net' ? takeFromHub(draft, nic, wish.link) : undefined;
   const queues = wish.queues ?? (old === undefined ? 1 : queuesOf((key) => old.get(key)));
-  draft.insert(
-    nic.at,
-    asNetdev(
-      wish.link.network(index, id, old, queues, (name) => draft.freshId(name)),
-      id,
-    ),
-  );
+  draft.insert(nic.at, asNetdev(wish.link.network(index, id, old, queues, draft.freshId), id));
   draft.set(nic.at, { netdev: id }, 'its network is now the switch');
   if (nic.form === 'net') draft.delete(nic.at, 'vlan', 'its network is now the switch');
   setCard(draft, nic, queues, wish);
@@ -105,13 +102,17 @@ function placeUnconnected(draft: Draft, nic: Nic, index: number, wish: NetworkWi
 function takeFromHub(draft: Draft, nic: Nic, link: Link): OptionValue | undefined {
   const hub = hubOf(draft, nic.at);
   const networks = hubNetworks(draft, hub);
-  const others = findNics(draft).filter((other) => other.form === 'net' && hubOf(draft, other.at) === hub);
+  const others = findNics(draft).filter(
+    (other) => other.form === 'net' && other.netdev === undefined && hubOf(draft, other.at) === hub,
+  );
   const virtio = others.filter((other) => other.isVirtio);
   if (!link.replaces && (networks.length !== 1 || virtio.length !== 1 || others.length !== 1)) {
     const problem = 'a tap on a hub cannot be given to one card; write -netdev tap,id=NAME and -device …,netdev=NAME';
     throw new ConfigError('CONFIG_CONFLICT', '-net', problem);
   }
-  if (others.length === virtio.length) for (const at of networks) draft.leaveOut(at, GONE);
+  if (others.length === virtio.length) {
+    for (const at of networks) draft.leaveOut(at, link.replaces ? GONE : MOVED);
+  }
   if (link.replaces) return undefined;
   const old = copyOf(draft.value(networks[0]));
   old.delete('vlan');
@@ -130,7 +131,7 @@ function placeNic(draft: Draft, nic: Nic, index: number, wish: NetworkWish): voi
     old.delete(key);
   }
   const queues = wish.queues ?? queuesOf((key) => old.get(key));
-  const network = wish.link.network(index, id, old, queues, (name) => draft.freshId(name));
+  const network = wish.link.network(index, id, old, queues, draft.freshId);
   if (queues === 1 && wish.offloads) {
     const { value, why } = network;
     if (own.get('id') === undefined) value.delete('id');
@@ -201,10 +202,10 @@ const copyOf = (value: OptionValue) => parseValue(value.toString(), 'type');
 
 /** QEMU's filters see no packet of a network that is not QEMU's own, and it does not start with them. */
 function refuseFilters(draft: Draft): void {
-  const left = draft.parts().filter(({ change }) => change === 'added');
-  const switched = left.flatMap(({ words: [name, value] }) =>
-    name === '-netdev' ? [parseValue(value, 'type').get('id')] : [],
-  );
+  const networks = draft
+    .parts()
+    .filter(({ words, change }) => /^--?(netdev|nic)$/.test(words[0]) && (change === 'added' || change === 'changed'));
+  const switched = networks.map(({ words: [, value] }) => parseValue(value, 'type').get('id'));
   draft.line.forEach(({ name }, at) => {
     if (name !== 'object') return;
     const value = draft.value(at);

@@ -93,7 +93,8 @@ class KeyValue implements OptionValue {
     const others = this.#pairs.filter((one, i) => i < at || !this.#means(one, key));
     if (at < 0) others.push(pair);
     else others.splice(at, 0, pair);
-    this.#pairs = others;
+    // what stands between two commas, or behind the last one: more behind it would make a doubled comma
+    this.#pairs = others.filter((one) => one.key !== '' || one.value !== undefined);
   }
 
   delete(key: string): void {
@@ -107,7 +108,8 @@ class KeyValue implements OptionValue {
   toString(): string {
     const print = ({ key, value, bare }: Pair) => {
       if (value === undefined) return key;
-      return bare ? doubled(value) : `${key}=${doubled(value)}`;
+      const text = doubled(value);
+      return bare && !/^[^,=]*=/.test(text) ? text : `${key}=${text}`;
     };
     return this.#pairs.map(print).join(',');
   }

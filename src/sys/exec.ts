@@ -12,11 +12,14 @@ const F_SETFD = 2;
 const F_GETFL = 3;
 const F_SETFL = 4;
 const FD_CLOEXEC = 1;
+const O_NONBLOCK = 0o4000;
 const RLIMIT_NOFILE = 7;
 const SIG_SETMASK = 2;
 const SIGSET_BYTES = 128;
 const SIGXFSZ = 25;
 const STANDARD = [0, 1, 2];
+/** Descriptors in an argument: `fd=3`, `"fds":"3:4"`, `vhostfd=5`, `fd:6`, `addr.str=7`. */
+const NAMED_FDS = /(?:fds?|str)"?[=:]"?([\d:]+)/g;
 
 const c = {
   execv: libc.func('execv', 'int', ['str', 'str *']),
@@ -27,24 +30,22 @@ const c = {
   setrlimit: libc.func('setrlimit', 'int', ['int', 'void *']),
 };
 
-/** Flags of the standard streams as this process got them: a stream that Node writes to becomes non-blocking, for others, too. */
-const standardFlags = STANDARD.map((fd) => c.fcntl(fd, F_GETFL, 0));
-
-/** Has `fd` survive {@link replaceProcess}. Throws SysError. */
-export function keepOpen(fd: number): void {
+function keepOpen(fd: number): void {
   check(c.fcntl(fd, F_SETFD, check(c.fcntl(fd, F_GETFD, 0), 'fcntl') & ~FD_CLOEXEC), 'fcntl');
 }
 
 /**
- * Runs the program `file` in this process, which keeps its id, its environment, and the file descriptors it was started with.
- * Returns only by throwing SysError.
+ * Runs the program `file` in this process, which keeps its id, its environment, the file descriptors it was started with, and those
+ * that `args` name. Returns only by throwing SysError.
  * @param args without the program's name, which becomes `file`
  */
 export function replaceProcess(file: string, args: readonly string[]): never {
   for (const fd of inheritedFds(args)) keepOpen(fd);
-  STANDARD.forEach((fd, i) => {
-    if (standardFlags[i] >= 0) c.fcntl(fd, F_SETFL, standardFlags[i]);
-  });
+  for (const fd of STANDARD) {
+    // Node makes a stream non-blocking once it is used, and nobody expects that; one that is closed has no flags
+    const flags = c.fcntl(fd, F_GETFL, 0);
+    if (flags >= 0) check(c.fcntl(fd, F_SETFL, flags & ~O_NONBLOCK), 'fcntl');
+  }
   restoreFileLimit();
   for (const signal of [constants.signals.SIGPIPE, SIGXFSZ]) c.signal(signal, 0);
   c.sigmask(SIG_SETMASK, new Uint8Array(SIGSET_BYTES), null);
@@ -54,10 +55,11 @@ export function replaceProcess(file: string, args: readonly string[]): never {
 
 /**
  * The descriptors that were there before Node. Node marks those below 16 as close-on-exec at its start, and opens all of its own so:
- * of those with the mark, Node's are of few kinds, and none has its number on the command line.
+ * of those with the mark, Node's are of few kinds, and none is named on the command line.
  */
 function inheritedFds(args: readonly string[]): number[] {
-  const numbers = new Set(args.flatMap((word) => word.match(/\d+/g) ?? []).map(Number));
+  const named = args.flatMap((word) => [...word.matchAll(NAMED_FDS)].flatMap(([, list]) => list.split(':')));
+  const numbers = new Set(named.map(Number));
   const fds = readdirSync('/proc/self/fd').map(Number);
   const links = new Map(fds.map((fd) => [fd, linkOf(fd)]));
   const ends = (link: string) => [...links.values()].filter((other) => other === link).length;

@@ -28,7 +28,7 @@ export const CASE_FILES: readonly string[] = globSync(
 export function readCases(file: string): CommandCase[] {
   const chunks = readFileSync(file, 'utf8').split(/^=== /m).slice(1);
   return chunks.map((chunk) => {
-    const [, title, command, expected] = /^(.*)\n(\$ (?:.*\\\n)*.*\n)([^]*)$/.exec(chunk) ?? [];
+    const [, title, command, expected] = /^(.*)\n(\$ (?:.*\\\n)*.*\n)([\s\S]*)$/.exec(chunk) ?? [];
     if (expected === undefined) throw new Error(`${file}: no command after "${chunk.split('\n')[0]}"`);
     return { title, command, expected };
   });
