@@ -5,7 +5,7 @@ import { globSync, readFileSync, writeFileSync } from 'node:fs';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { rewriteDomain } from '../../src/launch/domain-xml.ts';
-import { Libvirt } from '../peers/libvirt.ts';
+import { BRIDGE, Libvirt } from '../peers/libvirt.ts';
 import { LibvirtGuest } from '../peers/libvirt-guest.ts';
 import { ensurePeers } from '../peers/packages.ts';
 import { waitUntil } from '../peers/process.ts';
@@ -24,8 +24,9 @@ const PATIENCE_MS = 30_000;
 
 const QEMU_WRAP = fileURLToPath(new URL('../../src/cli/qemu-wrap.ts', import.meta.url));
 
-const card = (type: string, mac: string) => `<interface type='${type}'>
+const card = (type: string, mac: string, source = '') => `<interface type='${type}'>
       <mac address='${mac}'/>
+      ${source}
       <model type='virtio'/>
     </interface>`;
 
@@ -38,8 +39,6 @@ function alive(pid: number): boolean {
   }
 }
 
-const commandLine = (pid: number) => readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ');
-
 describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
   let running: SwitchProcess;
   let libvirt: Libvirt;
@@ -48,23 +47,23 @@ describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
   let c: LibvirtGuest;
 
   /** A domain with qemu-wrap in QEMU's place, and else as people have it. */
-  const wrapped = (name: string, type: string, number: number, ip: string) => {
-    const options = {
-      networkInterface: card(type, macOf(number)),
+  const wrapped = (name: string, ip: string, networkInterface: string) =>
+    new LibvirtGuest(libvirt, {
+      name,
+      networkInterface,
       ip: `${ip}/24`,
       emulator: libvirt.path('qemu-wrap'),
-    };
-    return new LibvirtGuest(libvirt, { name, ...options, env: { VHOST_SWITCH_SOCKET: running.socket } });
-  };
+      env: { VHOST_SWITCH_SOCKET: running.socket },
+    });
 
   before(async () => {
     [running, libvirt] = await Promise.all([SwitchProcess.start(), Libvirt.start()]);
     writeFileSync(libvirt.path('qemu-wrap'), `#!/bin/sh\nexec ${process.execPath} ${QEMU_WRAP} "$@"\n`, {
       mode: 0o755,
     });
-    a = wrapped('a', 'user', 1, IP_A);
+    a = wrapped('a', IP_A, card('user', macOf(1)));
     b = new LibvirtGuest(libvirt, { name: 'b', ip: `${IP_B}/24`, networkInterface: card('user', macOf(2)) });
-    c = wrapped('c', 'ethernet', 3, IP_C);
+    c = wrapped('c', IP_C, card('bridge', macOf(3), `<source bridge='${BRIDGE}'/>`));
     writeFileSync(libvirt.path('given.xml'), await b.xml());
     const args = ['--socket', running.socket, '--libvirt', libvirt.path('given.xml')];
     const { status, stdout, stderr } = spawnSync(process.execPath, [QEMU_WRAP, ...args], { encoding: 'utf8' });
@@ -132,7 +131,7 @@ describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
     await b.virsh('attach-device', 'b', libvirt.path('interface.xml'), '--live');
     await plugged(b);
     // qemu-wrap shares the memory of its domains: libvirt can plug what it would have made
-    await unplug(c, 'ethernet', 3);
+    await unplug(c, 'bridge', 3);
     const how = ['--source-mode', 'client', '--model', 'virtio', '--mac', macOf(3), '--live'];
     await c.virsh('attach-interface', 'c', 'vhostuser', running.socket, ...how);
     await plugged(c);
@@ -158,8 +157,7 @@ describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
 
   test('destroy ends QEMU, with qemu-wrap as the emulator too', async () => {
     for (const guest of [b, c]) {
-      const pid = libvirt.processes().find((one) => commandLine(one).includes(`guest=${guest.name},`));
-      assert.ok(pid !== undefined);
+      const pid = libvirt.qemuOf(guest.name);
       const mark = running.mark;
       await guest.virsh('destroy', guest.name);
       await running.line(/Device has been removed/, mark);

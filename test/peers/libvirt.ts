@@ -1,6 +1,6 @@
 /**
- * A real libvirtd for tests, beside no other and without systemd or D-Bus: in mount and process namespaces of its own, where libvirt's
- * folders are empty and nothing outlives it. Needs root and the packages of peer "libvirt" (see packages.ts).
+ * A real libvirtd for tests, beside no other and without systemd or D-Bus: in mount, network and process namespaces of its own, where
+ * libvirt's folders are empty and nothing outlives it. Needs root and the packages of peer "libvirt" (see packages.ts).
  */
 import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
@@ -14,12 +14,19 @@ const VIRSH_DEADLINE_MS = 60_000;
 /** Where libvirt keeps things; `/run` and so on are hidden as a whole, since libvirt's part need not exist. */
 const OWN_FOLDERS = ['/run', '/etc/libvirt', '/var/lib', '/var/cache', '/var/log'];
 
+/** A bridge, without a way out, that domains find there. */
+export const BRIDGE = 'guests';
+
+const NAMESPACES = ['--mount', '--net', '--pid', '--fork', '--kill-child', '--mount-proc'];
+
 /** What runs in the namespaces, as process 1, which gathers the programs that turn into daemons. $1: the daemon's folder. */
 const SCRIPT = `set -e
 for folder in ${OWN_FOLDERS.join(' ')}; do mount -t tmpfs -o mode=755 tmpfs "$folder"; done
 mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/group" /etc/group
 cp "$1/qemu.conf" /etc/libvirt/
+ip link set lo up
+ip link add ${BRIDGE} up type bridge
 libvirtd --config "$1/libvirtd.conf" --pid-file "$1/pid" &
 wait $!
 `;
@@ -44,8 +51,8 @@ log_outputs = "3:stderr"
 /** Says by an error why libvirtd cannot be had here. */
 export function probeLibvirt(): void {
   if (process.getuid?.() !== 0) throw new Error('libvirtd of its own takes root');
-  const line = ['--mount', '--pid', '--fork', '--kill-child', '--mount-proc', 'mount', '-t', 'tmpfs', 'tmpfs', '/run'];
-  execFileSync('unshare', line, { stdio: 'pipe', timeout: 20_000 });
+  const attempt = `mount -t tmpfs tmpfs /run && ip link add ${BRIDGE} type bridge`;
+  execFileSync('unshare', [...NAMESPACES, 'sh', '-c', attempt], { stdio: 'pipe', timeout: 20_000 });
 }
 
 /** One libvirtd: `start`, then `virsh`, then `stop`. */
@@ -69,7 +76,7 @@ export class Libvirt {
     this.#daemon = new PeerProcess({
       name: 'libvirtd',
       command: 'unshare',
-      args: ['--mount', '--pid', '--fork', '--kill-child', '--mount-proc', 'sh', '-c', SCRIPT, 'sh', this.dir],
+      args: [...NAMESPACES, 'sh', '-c', SCRIPT, 'sh', this.dir],
     });
   }
 
@@ -116,6 +123,14 @@ export class Libvirt {
     return all.filter((pid) => namespaceOf(pid) === namespace).map(Number);
   }
 
+  /** QEMU of a running domain. */
+  qemuOf(domain: string): number {
+    const isIts = (pid: number) => commandLine(pid).includes(`\0-name\0guest=${domain},`);
+    const pid = this.processes().find(isIts);
+    if (pid === undefined) throw new Error(`domain ${domain} has no QEMU`);
+    return pid;
+  }
+
   /** Ends it and all its domains, and removes its files. Returns once every process is gone. Any number of times. */
   async stop(): Promise<void> {
     const processes = this.#daemon.endedHow === undefined ? this.processes() : [];
@@ -130,9 +145,15 @@ export class Libvirt {
 }
 
 /** A process's namespace of processes; undefined when it has ended. */
-function namespaceOf(pid: string): string | undefined {
+const namespaceOf = (pid: string) => ifThere(() => readlinkSync(`/proc/${pid}/ns/pid`));
+
+/** A process's arguments, each with a NUL behind it; empty when it has ended. */
+const commandLine = (pid: number) => ifThere(() => readFileSync(`/proc/${pid}/cmdline`, 'utf8')) ?? '';
+
+/** What is read of a process; undefined when it has ended, or ends meanwhile. */
+function ifThere(read: () => string): string | undefined {
   try {
-    return readlinkSync(`/proc/${pid}/ns/pid`);
+    return read();
   } catch (error) {
     if (['ENOENT', 'ESRCH', 'EACCES'].includes((error as NodeJS.ErrnoException).code ?? '')) return undefined;
     throw error;

@@ -32,7 +32,7 @@ const NEEDS: Record<Peer, PeerNeeds> = {
   'dpdk-vhost': { packages: ['gcc', 'libc6-dev', 'make', 'pkg-config', 'libdpdk-dev', 'dpdk'] },
   // its daemon alone: what Debian puts around it starts services and asks for firewalls
   libvirt: {
-    packages: ['libvirt-daemon', 'libvirt-daemon-driver-qemu', 'libvirt-clients'],
+    packages: ['libvirt-daemon', 'libvirt-daemon-driver-qemu', 'libvirt-clients', 'iproute2'],
     prepare: async () => probeLibvirt(),
   },
   netns: { packages: ['iproute2', 'procps'], prepare: async () => probeNetns() },
