@@ -50,9 +50,9 @@ const FOREIGN_CHILDREN: Readonly<Record<string, string>> = {
   guest: 'it is for containers',
 };
 
-/** What an interface is called in messages: its MAC address, else its place. */
-export function nameOf(element: XmlElement, all: readonly XmlElement[]): string {
-  return elementsOf(element, 'mac')[0]?.attributes.address?.toLowerCase() ?? `number ${all.indexOf(element) + 1}`;
+/** What an interface is called in messages: its MAC address, else its place. @param index among all of the domain, from 0 */
+export function nameOf(element: XmlElement, index: number): string {
+  return elementsOf(element, 'mac')[0]?.attributes.address?.toLowerCase() ?? `number ${index + 1}`;
 }
 
 /** Whether the guest sees a virtio network device. */

@@ -39,14 +39,16 @@ export function rewriteDomain(xml: string, wish: DomainWish): RewrittenDomain {
   checkDomain(root);
   const interfaces = elementsOf(root, 'devices').flatMap((devices) => elementsOf(devices, 'interface'));
   const { chosen, left } = chooseInterfaces(interfaces, wish);
-  const changes = chosen.flatMap((element, index) => {
-    const name = nameOf(element, interfaces);
-    return rewriteInterface(text, element, index, wish).map((change) => `interface ${name}: ${change}`);
-  });
+  const changes = chosen.flatMap(({ element, name }, index) =>
+    rewriteInterface(text, element, index, wish).map((change) => `interface ${name}: ${change}`),
+  );
   const sharing = chosen.length > 0 || interfaces.some(({ attributes }) => attributes.type === 'vhostuser');
   if (sharing) changes.push(...shareMemory(text).map((change) => `memory: ${change}`));
-  return { xml: text.toString(), changes, left };
+  return { xml: text.toString(), changes: changes.map(oneLine), left: left.map(oneLine) };
 }
+
+/** A name in a domain may have line breaks. */
+const oneLine = (text: string) => text.replace(/\p{Cc}/gu, ' ');
 
 function checkDomain(root: XmlElement): void {
   if (root.name !== 'domain') {
@@ -63,17 +65,14 @@ function checkDomain(root: XmlElement): void {
 /** The interfaces to rewrite, and why the others are not. */
 function chooseInterfaces(interfaces: readonly XmlElement[], wish: DomainWish) {
   const macs = wish.macs?.map((mac) => mac.toLowerCase());
-  const names = interfaces.map((element) => nameOf(element, interfaces));
+  const named = interfaces.map((element, index) => ({ element, name: nameOf(element, index) }));
   for (const mac of macs ?? []) {
-    if (!names.includes(mac))
-      throw new SwitchError(
-        'BAD_DOMAIN',
-        `no interface has the MAC address ${mac}; there is ${names.join(', ') || 'none'}`,
-      );
+    if (named.some(({ name }) => name === mac)) continue;
+    const there = named.map(({ name }) => name).join(', ') || 'none';
+    throw new SwitchError('BAD_DOMAIN', `no interface has the MAC address ${mac}; there is ${there}`);
   }
   const left: string[] = [];
-  const chosen = interfaces.filter((element, index) => {
-    const name = names[index];
+  const chosen = named.filter(({ element, name }) => {
     const why = macs === undefined || macs.includes(name) ? obstacle(element) : 'not asked for';
     if (why !== undefined && macs?.includes(name) && element.attributes.type !== 'vhostuser')
       throw new SwitchError('BAD_DOMAIN', `interface ${name}: ${why}`);

@@ -11,8 +11,8 @@ export type { XmlElement } from '@rgrove/parse-xml';
 const MAX_LENGTH = 1024 * 1024;
 /** Indentation where the document shows none to go by. */
 const INDENT = '  ';
-/** A pair in a start tag that is known to be well-formed: its name and its quote. */
-const ATTRIBUTE = /\s+([^\s=]+)\s*=\s*(?:(")[^"]*"|(')[^']*')/g;
+/** A pair in a start tag that is known to be well-formed, behind the one before it: its name and its quote. */
+const ATTRIBUTE = /\s+([^\s=]+)\s*=\s*(?:(")[^"]*"|(')[^']*')/gy;
 
 /** Values of attributes by name; what is undefined is not there. */
 export type Attributes = Readonly<Record<string, string | undefined>>;
@@ -28,6 +28,8 @@ export class XmlText {
   readonly root: XmlElement;
   readonly #text: string;
   readonly #edits: Edit[] = [];
+  /** Where children are among their siblings, for parents that have been asked about. */
+  readonly #places = new Map<XmlElement, ReadonlyMap<XmlNode, number>>();
   /** What the document puts around values of attributes. */
   readonly #quote: string;
 
@@ -40,7 +42,7 @@ export class XmlText {
 
   /** The line break and indentation before a node; empty when there is none. */
   gapBefore(node: XmlNode): string {
-    const blank = blankBefore(node);
+    const blank = this.#blankBefore(node);
     return blank === undefined ? '' : this.#text.slice(blank.start, blank.end);
   }
 
@@ -70,21 +72,24 @@ export class XmlText {
     const { start } = element;
     const end = this.#startTagEnd(element);
     const given = this.#text.slice(start, end);
-    const changed = given.replace(ATTRIBUTE, (pair, name: string, double?: string, single?: string) => {
+    const close = given.endsWith('/>') ? '/>' : '>';
+    const name = `<${element.name}`;
+    const pairs = given.slice(name.length, -close.length);
+    const changed = pairs.replace(ATTRIBUTE, (pair, attribute: string, double?: string, single?: string) => {
+      if (!Object.hasOwn(changes, attribute)) return pair;
       const quote = double ?? single ?? this.#quote;
-      if (!Object.hasOwn(changes, name)) return pair;
-      const value = changes[name];
+      const value = changes[attribute];
       return value === undefined ? '' : pair.slice(0, pair.indexOf(quote)) + quote + escaped(value) + quote;
     });
-    const added = Object.entries(changes).filter(([name]) => element.attributes[name] === undefined);
-    const place = /\s*\/?>$/.exec(changed)?.index ?? changed.length;
-    const text = changed.slice(0, place) + this.#attributes(Object.fromEntries(added)) + changed.slice(place);
+    const kept = changed.trimEnd();
+    const added = Object.entries(changes).filter(([attribute]) => element.attributes[attribute] === undefined);
+    const text = name + kept + this.#attributes(Object.fromEntries(added)) + changed.slice(kept.length) + close;
     this.#edits.push({ start, end, text });
   }
 
   /** Takes an element out, and the blanks before it. */
   remove(element: XmlElement): void {
-    const { start = element.start } = blankBefore(element) ?? {};
+    const { start = element.start } = this.#blankBefore(element) ?? {};
     this.#edits.push({ start, end: element.end, text: '' });
   }
 
@@ -118,6 +123,18 @@ export class XmlText {
       done = end;
     }
     return result + this.#text.slice(done);
+  }
+
+  /** The blanks between a node and the one before it. */
+  #blankBefore(node: XmlNode): XmlNode | undefined {
+    const parent = node.parent as XmlElement;
+    let places = this.#places.get(parent);
+    if (places === undefined) {
+      places = new Map(parent.children.map((child, index) => [child, index]));
+      this.#places.set(parent, places);
+    }
+    const before = parent.children[places.get(node)! - 1];
+    return before instanceof XmlTextNode && before.text.trim() === '' ? before : undefined;
   }
 
   #attributes(attributes: Attributes): string {
@@ -180,13 +197,6 @@ function parseAt(text: string) {
     const [problem] = error.message.split(' (line ');
     throw new SwitchError('BAD_XML', `line ${error.line}, column ${error.column}: ${problem}`);
   }
-}
-
-/** The blanks between a node and the one before it. */
-function blankBefore(node: XmlNode): XmlNode | undefined {
-  const siblings: readonly XmlNode[] = (node.parent as XmlElement).children;
-  const before = siblings[siblings.indexOf(node) - 1];
-  return before instanceof XmlTextNode && before.text.trim() === '' ? before : undefined;
 }
 
 /** From the last line break on: empty lines before an element are not repeated. */

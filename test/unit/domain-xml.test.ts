@@ -92,6 +92,11 @@ describe('values stay values', () => {
     assert.equal(rewrite(xml).xml, xml);
   });
 
+  test('a name with a line break stays in its line of what was changed', () => {
+    const { changes } = rewrite(domain(`<interface type='bridge'>${VIRTIO}<source bridge='a&#10;b'/></interface>`));
+    assert.match(changes[0], /^interface number 1: type 'bridge' of bridge='a b' became/);
+  });
+
   test('interfaces in comments, CDATA and metadata are none', () => {
     const fake = `<interface type='user'>${VIRTIO}</interface>`;
     const more = `<!-- ${fake} --><metadata><a:b xmlns:a='urn:a'>${fake}<![CDATA[${fake}]]></a:b></metadata>`;
@@ -149,8 +154,11 @@ describe('what is refused', () => {
     refused('<a>'.repeat(300_000), 'BAD_XML', /nested too deeply/);
   });
 
-  test('a text of carriage returns takes no longer than another', () => {
+  test('a text of carriage returns, or a tag of blanks, takes no longer than another', () => {
     const xml = domain('', `<title>${'\r'.repeat(1_000_000)}</title>`);
     assert.equal(rewrite(xml).xml, xml);
+    const gap = ' '.repeat(500_000);
+    const given = domain(`<interface${gap}type='user'${gap}>${VIRTIO}</interface>`);
+    assert.ok(rewrite(given).xml.includes(`<interface${gap}type='vhostuser'${gap}>`));
   });
 });
