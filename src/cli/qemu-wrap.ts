@@ -15,7 +15,12 @@ function linkFor(settings: QemuWrapSettings, program: string): Link {
   if (settings.devices.length > 0) {
     return deviceLink(settings.devices, settings.print ? () => 'FD' : openDevice);
   }
-  return socketLink(settings.sockets, () => reconnectKeys(settings.reconnect, qemuVersion(program)));
+  let keys: Readonly<Record<string, number>> | undefined;
+  const { reconnect } = settings;
+  return socketLink(settings.sockets, () => {
+    keys ??= reconnect === 0 ? {} : reconnectKeys(reconnect, qemuVersion(program));
+    return keys;
+  });
 }
 
 async function run(settings: QemuWrapSettings): Promise<void> {

@@ -119,6 +119,13 @@ export const SWITCH = {
     '50',
     'adaptive: and for how much of the time that it has worked',
   ),
+  rebalanceSeconds: setting(
+    'rebalance',
+    'SECONDS',
+    integer(0, MAX_TIMER_SECONDS),
+    '0',
+    'move queues from busy lcores to idle ones, looking at this interval; 0 = never',
+  ),
   stats: setting('stats', 'SECONDS', integer(0, INT32_MAX), '0', 'print statistics at this interval; 0 = never'),
   seconds: setting('seconds', 'SECONDS', integer(0, MAX_TIMER_SECONDS), '0', 'stop after so long; 0 = at Ctrl-C'),
   portMask: {

@@ -22,6 +22,7 @@ import { VhostUserServer } from '../vhost-user/server.ts';
 import { MAX_MTU, MIN_MTU, NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
+import { Rebalancer } from './rebalancer.ts';
 import { macText, type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
 
 /** What a switch is made of. */
@@ -60,6 +61,8 @@ export interface VhostSwitchOptions {
   readonly spinUs?: number;
   /** and for how much of the time it has worked, percent; default 50 */
   readonly spinPercent?: number;
+  /** move queues from busy lcores to idle ones, looking every so many seconds; default 0: never */
+  readonly rebalanceSeconds?: number;
   /** the lcores that switch, at least one */
   readonly lcores: readonly LcorePlace[];
   /** how it switches; devices are numbered below `maxPorts`, uplinks from there on */
@@ -131,6 +134,7 @@ export class VhostSwitch {
   readonly #comings: LimitedLog;
   #lcores: LcoreGroup | undefined;
   #uplinks: Uplinks | undefined;
+  #rebalancer: Rebalancer | undefined;
   /** what guests are told; undefined: the default */
   #mtu: number | undefined;
 
@@ -176,8 +180,21 @@ export class VhostSwitch {
     const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
     this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
     await this.#uplinks.addTo(this.#lcores);
+    this.#rebalance(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
+  }
+
+  #rebalance(lcores: LcoreGroup): void {
+    const { rebalanceSeconds = 0, lcores: places, log, onFatal } = this.#options;
+    if (rebalanceSeconds === 0 || places.length === 1) return;
+    this.#rebalancer = new Rebalancer(lcores, rebalanceSeconds, {
+      onMove: ({ port, pair, at }, to) => {
+        const [from, now] = [places[at].lcore, places[to].lcore];
+        log('info', `device ${port}: queue ${pair} moved from lcore ${from} to lcore ${now}, which has more time`);
+      },
+      onFailure: onFatal,
+    });
   }
 
   #open(path: string): VhostUserSocket {
@@ -288,6 +305,15 @@ export class VhostSwitch {
       }));
   }
 
+  /**
+   * Has the lcore of this index poll a device's transmit queue, that of pair `pair`. No packet is lost, and none overtakes another.
+   * Resolves to false if there is no such queue at work.
+   */
+  async moveQueue(device: number, pair: number, lcore: number): Promise<boolean> {
+    if (this.#entries[device] === undefined || this.#options.lcores[lcore] === undefined) return false;
+    return (this.#lcores as LcoreGroup).moveQueue(device, pair, lcore);
+  }
+
   /** The lcores, in the order of the options. */
   get lcores(): LcoreInfo[] {
     return (this.#lcores as LcoreGroup).lcoreCounters;
@@ -300,6 +326,7 @@ export class VhostSwitch {
 
   /** Closes the sockets and their connections, ends the lcores, and closes the uplinks. */
   async close(): Promise<void> {
+    await this.#rebalancer?.close();
     await Promise.all(this.#sockets.map((socket) => socket.close()));
     await this.#lcores?.stop();
     await this.#uplinks?.close();

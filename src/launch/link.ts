@@ -91,9 +91,8 @@ export function deviceLink(paths: readonly string[], open: (path: string) => str
   };
 }
 
-/** Keys of a chardev that has QEMU connect again after `seconds`: `reconnect` came to be `reconnect-ms` in 9.2, and goes later. */
+/** Keys of a chardev that has QEMU connect again every `seconds`: `reconnect` came to be `reconnect-ms` in 9.2, and goes later. */
 export function reconnectKeys(seconds: number, version: readonly [number, number] | undefined): Record<string, number> {
-  if (seconds === 0) return {};
   const [major, minor] = version ?? [0, 0];
   return major > 9 || (major === 9 && minor >= 2) ? { 'reconnect-ms': seconds * 1000 } : { reconnect: seconds };
 }

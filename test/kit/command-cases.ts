@@ -60,7 +60,7 @@ export function rewriteFor(settings: QemuWrapSettings): Rewritten {
   const link =
     settings.devices.length > 0
       ? deviceLink(settings.devices, () => 'FD')
-      : socketLink(settings.sockets, () => reconnectKeys(settings.reconnect, [7, 2]));
+      : socketLink(settings.sockets, () => (settings.reconnect === 0 ? {} : reconnectKeys(settings.reconnect, [7, 2])));
   const { hugepages, offloads, queues } = settings;
   const pageBytes = 2 * 2 ** 20;
   return rewriteQemuLine(settings.args, {
