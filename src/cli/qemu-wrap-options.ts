@@ -98,7 +98,7 @@ const OPTIONS = {
     long: 'libvirt',
     value: 'FILE',
     type: TEXT,
-    help: 'write this libvirt domain (- for standard input) as it has to be; start no QEMU',
+    help: 'write a libvirt domain for the switch; - reads standard input',
   },
   mac: {
     long: 'mac',

@@ -155,6 +155,14 @@ describe('domains of libvirt on the switch', { skip, timeout: 240_000 }, () => {
     await assertPing(a, IP_B);
   });
 
+  test('a domain is suspended and resumed', async () => {
+    await c.virsh('suspend', 'c');
+    assert.equal(await c.state(), 'paused');
+    await assertPing(a, IP_B);
+    await c.virsh('resume', 'c');
+    await untilPing(a, IP_C);
+  });
+
   test('destroy ends QEMU, with qemu-wrap as the emulator too', async () => {
     for (const guest of [b, c]) {
       const pid = libvirt.qemuOf(guest.name);
