@@ -3,7 +3,6 @@
  * project, Node, DPDK and a QEMU inside. What is done in it harms nobody and is forgotten when it stops.
  * Needs the packages of peer "machine" (see packages.ts).
  */
-import { writeFileSync } from 'node:fs';
 import type { ShellResult } from './guest-agent.ts';
 import { BUSYBOX, COMPILE_CACHE, machineDisks, PROJECT } from './machine-image.ts';
 import { makeTempDir, removeTempDir } from './process.ts';
@@ -106,16 +105,9 @@ export class Machine {
     return output;
   }
 
-  /** Copies a file out of the machine. */
-  async copyOut(from: string, to: string, timeoutMs = SHORT_MS): Promise<void> {
-    const { status, output } = await this.#guest.sh(`base64 ${MOUNTED}${from}`, timeoutMs);
-    if (status !== 0) throw new Error(`machine ${this.name}: ${output.trim()}`);
-    writeFileSync(to, Buffer.from(output, 'base64'));
-  }
-
-  /** The kernel's messages so far. */
-  get console(): string {
-    return this.#guest.log;
+  /** A file of the machine. */
+  async read(path: string, timeoutMs = SHORT_MS): Promise<Buffer> {
+    return Buffer.from(await this.run(`base64 ${path}`, timeoutMs), 'base64');
   }
 
   /** Ends it as a power cut does, and removes its disks. May be called at any time, and again. */
