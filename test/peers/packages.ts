@@ -5,10 +5,8 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { guestImage } from './guest-image.ts';
-
 import { probeLibvirt } from './libvirt.ts';
 import { programsDisk } from './machine-image.ts';
-
 import { probeNetns } from './netns.ts';
 import { PeerProcess, undoAtEnd } from './process.ts';
 
