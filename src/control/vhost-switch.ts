@@ -35,7 +35,14 @@ export interface VhostSwitchOptions {
   /** character device to make for front ends that take vhost-net's, one device an open; none by default */
   readonly cuse?: string | undefined;
   /** the device's number; the kernel chooses one by default */
-  readonly cuseNumber?: { readonly major: number; readonly minor: number } | undefined;
+  readonly cuseNumber?:
+    | {
+        /** 1 to 511 */
+        readonly major: number;
+        /** 0 to 1048575 */
+        readonly minor: number;
+      }
+    | undefined;
   /** by socket: the VLANs of its devices, where these are not those of the plan */
   readonly vlans?: ReadonlyMap<string, PortVlan>;
   /** front ends listen on the sockets: connect to them, again and again, one device a socket. Default false. */
