@@ -119,7 +119,8 @@ async function makePrograms(): Promise<string> {
 async function makeProject(image: string, compiled: readonly string[]): Promise<void> {
   const tree = makeTempDir('project');
   try {
-    const parts = ['package.json', 'src', 'test', 'node_modules/koffi', 'node_modules/@koromix', '.cache/guest/image'];
+    const packages = ['koffi', '@koromix', '@rgrove'].map((name) => `node_modules/${name}`);
+    const parts = ['package.json', 'src', 'test', ...packages, '.cache/guest/image'];
     for (const part of parts) {
       const to = join(tree, part);
       fs.mkdirSync(dirname(to), { recursive: true });
