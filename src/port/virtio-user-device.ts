@@ -36,6 +36,7 @@ import { acceptsOf, maySendOf } from '../virtio-net/offload.ts';
 import { type LaidPair, layOutCard } from './card-layout.ts';
 import type { LinkState, OpenedDevice } from './device-port.ts';
 import type { GuestRam } from './guest-ram.ts';
+import { USER_FAULTS } from './user-fault.ts';
 import {
   PAIR_FAULT,
   PAIR_FAULT_RING,
@@ -45,7 +46,6 @@ import {
   PAIR_WANTED,
   type VirtioUserSpec,
 } from './user-pair.ts';
-import { USER_FAULTS } from './user-ring.ts';
 import type { VirtioUserArgs } from './virtio-user-args.ts';
 import { type Agreed, negotiate, startVring, wantedBy } from './virtio-user-options.ts';
 

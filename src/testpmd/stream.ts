@@ -2,7 +2,7 @@
  * A forwarding stream, on the thread that moves its packets: from one port's receive queue to one port's transmit queue.
  */
 import type { DevicePort } from '../port/device-port.ts';
-import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
+import type { Burst } from '../virtio-net/burst.ts';
 import type { VerifierMemory } from './traffic/flow-verifier.ts';
 import type { Workshop } from './workshop.ts';
 
@@ -51,9 +51,6 @@ function spin(us: number): void {
   const until = performance.now() + us / US_PER_MS;
   while (performance.now() < until);
 }
-
-/** All packets of a burst, in order. */
-const ALL = Int32Array.from({ length: BURST_SIZE }, (_, i) => i);
 
 export class Stream {
   readonly plan: StreamPlan;
@@ -112,7 +109,7 @@ export class Stream {
 
   /** Sends the whole burst. @returns packets sent, from the first on */
   sendAll(): number {
-    return this.send(ALL, this.burst.count);
+    return this.send(this.burst.all, this.burst.count);
   }
 
   /** Sends packets list[0] … list[n − 1]; with retry what is not taken is offered again. @returns packets sent, from the first on */

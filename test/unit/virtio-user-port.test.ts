@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { PAIR_ABSENT, PAIR_FAULT, PAIR_FAULT_RING, PAIR_USED, PAIR_WANTED } from '../../src/port/user-pair.ts';
 import {
   FAULT_INCOMPLETE,
   FAULT_INDEX,
@@ -8,7 +7,8 @@ import {
   FAULT_NOT_ON_OFFER,
   FAULT_NUM_BUFFERS,
   FAULT_TOO_LONG,
-} from '../../src/port/user-ring.ts';
+} from '../../src/port/user-fault.ts';
+import { PAIR_ABSENT, PAIR_FAULT, PAIR_FAULT_RING, PAIR_USED, PAIR_WANTED } from '../../src/port/user-pair.ts';
 import { eventfdCount } from '../../src/sys/eventfd.ts';
 import { featureMask } from '../../src/uapi/virtio.ts';
 import {
