@@ -37,7 +37,6 @@ async function openEngine(
   settings: TestpmdCommandLine,
   cpus: readonly (readonly number[])[],
   stopped: Promise<void>,
-  onFatal: (error: Error) => void,
 ): Promise<ForwardEngine | undefined> {
   const opening = new AbortController();
   let opened = false;
@@ -49,7 +48,7 @@ async function openEngine(
     const { signal } = opening;
     return await ForwardEngine.open({
       ...{ vdevs, config, forwardPorts, topology, flushRx },
-      ...{ cpus, onWait: log, signal, onFatal },
+      ...{ cpus, onWait: log, signal },
     });
   } catch (error) {
     if (signalled(opening, error)) return undefined;
@@ -69,18 +68,14 @@ async function run(settings: TestpmdCommandLine): Promise<void> {
   const lcores =
     settings.cores?.workers ?? Array.from({ length: settings.forward.cores }, (_, lcore) => ({ lcore, cpus: [] }));
   const stopped = untilStopped(0);
-  const failed = Promise.withResolvers<never>();
-  const until = Promise.race([stopped, failed.promise]);
-  // it may fail while nobody waits for it yet
-  until.catch(() => {});
   const cpus = lcores.map((one) => one.cpus);
-  const engine = await openEngine(settings, cpus, stopped, failed.reject);
+  const engine = await openEngine(settings, cpus, stopped);
   if (engine === undefined) return;
   await runTestpmd(
     engine,
     { ...settings, script, lcores: lcores.map(({ lcore }) => lcore) },
     { input: process.stdin, output: process.stdout },
-    until,
+    stopped,
   );
 }
 

@@ -12,6 +12,7 @@
 import type { WindowViews } from '../mem/window.ts';
 import { VIRTQ_MAX_SIZE } from '../uapi/virtio-ring.ts';
 import type { RingPlace } from '../virtqueue/driver-ring.ts';
+import { FAULT_ABANDONED } from './user-fault.ts';
 import type { UserExports } from './user-module.ts';
 
 /** Where the parts of a ring lie, and what it is: the same on every thread. Survives postMessage. */
@@ -49,6 +50,11 @@ const S_FAULT = 5;
 /** Of the state of a ring of `size` buffers, behind its 8 words: lengths, ids, ids by place, and who has which buffer. */
 export const stateBytes = (size: number) => 4 * size + 2 * size + 2 * size + size;
 export const userRingState = (size: number) => new SharedArrayBuffer(4 * WORDS + stateBytes(size));
+
+/** The thread that had the ring has gone and left no state that is right: the ring can only begin anew. */
+export function abandonState(state: SharedArrayBuffer): void {
+  new Int32Array(state, 0, WORDS)[S_FAULT] = FAULT_ABANDONED;
+}
 
 /** What runs a ring in WebAssembly, in place of the loops in TypeScript: the functions, and where its state lies for them. */
 export interface RingModule {

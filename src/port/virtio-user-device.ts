@@ -38,6 +38,7 @@ import type { LinkState, OpenedDevice } from './device-port.ts';
 import type { GuestRam } from './guest-ram.ts';
 import { USER_FAULTS } from './user-fault.ts';
 import {
+  PAIR_ABSENT,
   PAIR_FAULT,
   PAIR_FAULT_RING,
   PAIR_KICKING,
@@ -46,6 +47,7 @@ import {
   PAIR_WANTED,
   type VirtioUserSpec,
 } from './user-pair.ts';
+import { abandonState } from './user-ring.ts';
 import type { VirtioUserArgs } from './virtio-user-args.ts';
 import { type Agreed, negotiate, startVring, wantedBy } from './virtio-user-options.ts';
 
@@ -294,6 +296,18 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
       // what is lost with the connection is told again with the next one
       if (!frontEnd.closed) throw error;
     }
+  }
+
+  /**
+   * The thread that had these pairs has gone without leaving them. Their rings begin anew, which takes a new connection: who knows how
+   * far they have come.
+   */
+  abandoned({ pairs }: VirtioUserSpec): void {
+    for (const { control, rx, tx } of pairs) {
+      for (const { state } of [rx, tx]) abandonState(state);
+      Atomics.store(new Int32Array(control), PAIR_USED, PAIR_ABSENT);
+    }
+    this.#giveUp('the thread that used it has gone');
   }
 
   /** Keeps the card connected until it is closed. */

@@ -114,6 +114,8 @@ export interface Engine {
   setPromiscuous(port: number, on: boolean): void;
   /** Lines about what became of the packets that were verified in the last run, or are being; none where none are. */
   trafficReport?(): string[];
+  /** Told when streams have ended for a reason that nobody has foreseen; they begin anew with the next start. */
+  onFailure(told: (reason: string) => void): void;
   /** Told when a port's link changes: for a line above the prompt. */
   onLink(told: (info: PortInfo) => void): void;
   /** Stops everything, closes all ports, joins all threads. */

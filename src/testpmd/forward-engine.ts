@@ -3,7 +3,7 @@
  */
 import { SwitchError } from '../errors.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
-import { WindowPool } from '../mem/window.ts';
+import { type WindowHandle, WindowPool } from '../mem/window.ts';
 import type { Vdev } from '../port/vdev.ts';
 import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
 import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
@@ -40,8 +40,6 @@ export interface EngineOptions {
   readonly onWait?: (text: string) => void;
   /** Ends that waiting: `open` rejects. */
   readonly signal?: AbortSignal;
-  /** A forwarding thread has failed: nothing is forwarded any more. */
-  readonly onFatal: (error: Error) => void;
 }
 
 /** A stream with its counters on the main thread. */
@@ -60,14 +58,18 @@ export class ForwardEngine implements Engine {
   readonly #options: EngineOptions;
   readonly #pool = new WindowPool(chooseWindowKind().kind);
   readonly #ports: EnginePort[] = [];
-  readonly #threads: ForwardThread[] = [];
-  /** those that forward now */
+  /** Each has a window, as long as there is the engine. */
+  readonly #threads: (ForwardThread | undefined)[] = [];
+  readonly #threadWindows: WindowHandle[] = [];
+  /** those that forward now, and what they were given to do */
   #running: ForwardThread[] = [];
+  #plans: readonly RunPlan[] = [];
   #streams: readonly StreamEntry[] = [];
   #files: OpenTrafficFiles | undefined;
   /** starts so far */
   #runs = 0;
   #listeners: ((info: PortInfo) => void)[] = [];
+  readonly #failureListeners: ((reason: string) => void)[] = [];
   #forwarding = false;
   #closing: Promise<void> | undefined;
 
@@ -159,6 +161,10 @@ export class ForwardEngine implements Engine {
     this.#listeners.push(told);
   }
 
+  onFailure(told: (reason: string) => void): void {
+    this.#failureListeners.push(told);
+  }
+
   async startPort(n: number): Promise<void> {
     const port = this.#port(n);
     await port.device.usePairs?.(this.#queues([port]));
@@ -212,7 +218,8 @@ export class ForwardEngine implements Engine {
       queues,
       threads: Math.max(1, cores),
     });
-    while (this.#threads.length < places.length) await this.#addThread();
+    const threads: ForwardThread[] = [];
+    while (threads.length < places.length) threads.push(await this.#thread(threads.length));
     const lcores = Math.min(places.length, queues);
     const entries: StreamEntry[] = [];
     this.#runs++;
@@ -222,7 +229,8 @@ export class ForwardEngine implements Engine {
       return this.#planOf(own, lcores);
     });
     this.#streams = entries.sort((a, b) => a.queue - b.queue || a.rxPort - b.rxPort);
-    this.#running = this.#threads.slice(0, places.length);
+    this.#running = threads;
+    this.#plans = plans;
     await this.#tell((t) => ({ type: 'prepare', plan: plans[t], flush: flushRx }));
     if (txFirst > 0) await this.#tell(() => ({ type: 'first', bursts: txFirst }));
     await this.#tell(() => ({ type: 'go' }));
@@ -292,11 +300,32 @@ export class ForwardEngine implements Engine {
     return Uint8Array.from(mac.split(':'), (byte) => Number.parseInt(byte, 16));
   }
 
-  async #addThread(): Promise<void> {
-    const { poll = 'adaptive', cpus = [], onFatal } = this.#options;
-    const window = this.#pool.acquire();
-    const own = cpus.length > 0 ? cpus[this.#threads.length % cpus.length] : [];
-    this.#threads.push(await ForwardThread.start({ cpus: own, poll, window }, onFatal));
+  /** Thread `t`, which is started if there is none, or none that lives. */
+  async #thread(t: number): Promise<ForwardThread> {
+    const before = this.#threads[t];
+    if (before !== undefined && !before.dead) return before;
+    this.#threads[t] = undefined;
+    await before?.end();
+    const { poll = 'adaptive', cpus = [] } = this.#options;
+    this.#threadWindows[t] ??= this.#pool.acquire();
+    const own = cpus.length > 0 ? cpus[t % cpus.length] : [];
+    const onFailure = (reason: string) => {
+      for (const told of this.#failureListeners) told(`forwarding thread ${t}: ${reason}`);
+    };
+    const onDeath = ({ message }: Error) => {
+      this.#abandon(t);
+      onFailure(message);
+    };
+    const options = { cpus: own, poll, window: this.#threadWindows[t] };
+    const thread = await ForwardThread.start(options, { onFailure, onDeath });
+    this.#threads[t] = thread;
+    return thread;
+  }
+
+  /** Thread `t` has gone without closing its ports. */
+  #abandon(t: number): void {
+    if (t >= this.#running.length) return;
+    for (const { id, spec } of this.#plans[t].ports) this.#ports[id].device.abandoned?.(spec);
   }
 
   async #tell(command: (thread: number) => Parameters<ForwardThread['tell']>[0]): Promise<void> {
@@ -305,7 +334,7 @@ export class ForwardEngine implements Engine {
 
   async stop(): Promise<StreamStats[]> {
     if (!this.#forwarding) throw new SwitchError('NOT_FORWARDING', 'nothing is forwarded');
-    await this.#tell(() => ({ type: 'stop' }));
+    await Promise.all(this.#running.map((thread) => thread.tellLast({ type: 'stop' })));
     this.#running = [];
     for (const port of this.#ports) port.keepCounters();
     this.#forwarding = false;
@@ -334,7 +363,7 @@ export class ForwardEngine implements Engine {
 
   async #close(): Promise<void> {
     this.#forwarding = false;
-    await Promise.all(this.#threads.map((thread) => thread.end()));
+    await Promise.all(this.#threads.map((thread) => thread?.end()));
     for (const { device } of this.#ports) await device.close();
     this.#files?.close();
   }

@@ -1,15 +1,11 @@
 /**
- * What the engine's main thread and a forwarding thread tell each other: commands one way, answers the other. The thread looks at one
- * shared word a round; commands themselves come through a MessagePort.
+ * What the engine's main thread and a forwarding thread tell each other (posted-thread.ts): commands one way, answers the other.
  */
+import type { BasicSetup } from '../lcore/posted-thread.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import type { Vdev } from '../port/vdev.ts';
 import type { ModeSettings } from './modes/mode.ts';
 import type { Retry, StreamPlan } from './stream.ts';
-
-/** Word of the control block: commands posted so far. */
-export const CONTROL_POSTED = 0;
-export const CONTROL_WORDS = 1;
 
 /** A port of a thread. */
 export interface PortPlan {
@@ -41,19 +37,13 @@ export type Command =
   | { readonly type: 'stop' }
   | { readonly type: 'end' };
 
-export interface Letter {
-  readonly number: number;
-  readonly command: Command;
+/** What it tells beside that a command is done: an error that nobody has foreseen has ended what it forwarded, for the reason. */
+export interface Failed {
+  readonly type: 'failed';
+  readonly reason: string;
 }
 
-export type Report =
-  | { readonly type: 'ready' }
-  | { readonly type: 'done'; readonly number: number; readonly error?: Error };
-
-export interface ForwardSetup {
-  readonly control: SharedArrayBuffer;
-  /** eventfd that wakes the thread; the main thread's */
-  readonly wakeFd: number;
+export interface ForwardSetup extends BasicSetup {
   /** CPUs to run on, or none for any */
   readonly cpus: readonly number[];
   readonly poll: 'adaptive' | 'busy';

@@ -60,6 +60,9 @@ export class Session {
     this.#ports = options.forwardPorts ?? engine.ports().map(({ port }) => port);
     this.#stats = new ForwardStats(engine, this.#ports);
     engine.onLink((info) => this.say(linkChange(info)));
+    engine.onFailure((reason) =>
+      this.say(`Packet forwarding failed, ${reason}\nIts streams have ended: stop, and start again`),
+    );
   }
 
   get config(): ForwardConfig {

@@ -65,6 +65,37 @@ describe('testpmd on the switch', { timeout: 120_000 }, () => {
     });
   }
 
+  test('an error that nobody has foreseen ends the streams and not the engine, which starts again', async () => {
+    const running = await SwitchProcess.start();
+    const failures: string[] = [];
+    const vdevs = [userPort(0, running.socket, { mac: macOf(9) }), 'net_null0'];
+    const noisy = { bufferPackets: 0, flushMs: 0, memoryMiB: 1, writes: 0, reads: 0, readWrites: 0 };
+    const engine = await engineOf(vdevs, { mode: 'noisy' }, [], failures);
+    try {
+      for (let round = 1; round <= 2; round++) {
+        // a number that cannot be calculated with
+        Object.assign(engine.config, { mode: 'noisy', noisy: { ...noisy, writes: 1n } });
+        await engine.start(0);
+        await waitUntil('the failure', () => failures.length === round, PATIENCE_MS);
+        assert.match(failures[round - 1], /^forwarding thread 0: TypeError: .*BigInt/);
+        assert.equal(engine.forwarding, true);
+        await engine.stop();
+        Object.assign(engine.config, { mode: 'io', noisy });
+        const before = engine.stats(0).txPackets;
+        await engine.start(0);
+        await waitUntil('packets', () => engine.stats(0).txPackets > before + 1000, PATIENCE_MS);
+        await engine.stop();
+      }
+      Object.assign(engine.config, { mode: 'nonsense' });
+      await assert.rejects(engine.start(0), { code: 'LCORE_COMMAND', message: /TypeError/ });
+      assert.equal(engine.forwarding, false);
+    } finally {
+      await engine.close();
+      await running.stop();
+    }
+    assert.equal(failures.length, 2);
+  });
+
   test('macswap: frames of a card come back whole and in order, also long ones', async () => {
     const running = await SwitchProcess.start(['--mergeable', '1']);
     const engine = await engineOf([userPort(0, running.socket, { mac: macOf(9) })], { mode: 'macswap' });

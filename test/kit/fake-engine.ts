@@ -47,6 +47,7 @@ export class FakeEngine implements Engine {
   /** port whose device cannot be promiscuous */
   stubborn = -1;
   #told: (info: PortInfo) => void = () => {};
+  readonly #failed: ((reason: string) => void)[] = [];
 
   constructor(macs: readonly string[]) {
     this.infos = macs.map((mac, port) => ({
@@ -117,6 +118,15 @@ export class FakeEngine implements Engine {
     if (port === this.stubborn) throw new SwitchError('EOPNOTSUPP', 'the device cannot');
     this.asked.push(`promiscuous ${this.#check(port)} ${on}`);
     this.infos[port].promiscuous = on;
+  }
+
+  onFailure(told: (reason: string) => void): void {
+    this.#failed.push(told);
+  }
+
+  /** Forwarding threads fail. */
+  fail(reason: string): void {
+    for (const told of this.#failed) told(reason);
   }
 
   onLink(told: (info: PortInfo) => void): void {
