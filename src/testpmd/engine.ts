@@ -111,6 +111,7 @@ export interface Engine {
   streams(): StreamStats[];
   startPort(port: number): Promise<void>;
   stopPort(port: number): Promise<void>;
+  /** Throws NOT_SUPPORTED if the port cannot do otherwise, as is told by DPDK's words. */
   setPromiscuous(port: number, on: boolean): void;
   /** Lines about what became of the packets that were verified in the last run, or are being; none where none are. */
   trafficReport?(): string[];

@@ -154,7 +154,9 @@ export class ForwardEngine implements Engine {
   }
 
   setPromiscuous(port: number, on: boolean): void {
-    this.#port(port).promiscuous = on;
+    const { device } = this.#port(port);
+    if (device.setPromiscuous !== undefined) device.setPromiscuous(on);
+    else if (!on) throw new SwitchError('NOT_SUPPORTED', 'Operation not supported');
   }
 
   onLink(told: (info: PortInfo) => void): void {
