@@ -31,10 +31,11 @@ export class UserFrames {
   readonly #mergeable: boolean;
   readonly #offloads: boolean;
   readonly #clear: boolean;
+  readonly #maxFrame: number;
 
   /** @param stage what runs the rings; undefined: TypeScript does */
   constructor(
-    { headerLen, mergeable, accepts, maySend, windows: [{ id }] }: VirtioUserSpec,
+    { headerLen, mergeable, accepts, maySend, maxFrame, windows: [{ id }] }: VirtioUserSpec,
     burst: Burst,
     windows: readonly WindowViews[],
     copyStage: CopyStage,
@@ -46,10 +47,16 @@ export class UserFrames {
     this.#copyStage = copyStage;
     this.#stage = stage;
     this.#headerLen = headerLen;
+    this.#maxFrame = maxFrame ?? Number.MAX_SAFE_INTEGER;
     this.#mergeable = mergeable;
     this.#offloads = accepts !== 0;
     // a buffer's header stays zero, unless offloads have been in it
     this.#clear = maySend !== 0;
+  }
+
+  /** Bytes of the longest frame that `tx` sends. */
+  maxLen(tx: UserRing): number {
+    return Math.min(tx.plan.room - this.#headerLen, this.#maxFrame);
   }
 
   /** Makes what lies in the first `n` of the ring's own buffers the burst's packets, as long as it is plain. @returns how many */
@@ -114,7 +121,7 @@ export class UserFrames {
     const numbers = list === all ? SCRATCH.all + 4 * from : SCRATCH.list;
     const headerLen = this.#headerLen;
     const frames = buffersOff + headerLen;
-    const maxLen = tx.plan.room - headerLen;
+    const maxLen = this.maxLen(tx);
     const { place } = this.#stage.from(src);
     const clear = this.#clear ? 1 : 0;
     const placed = place(module.off, size, head, frames, stride, headerLen, maxLen, clear, src.id, numbers, to - from);
@@ -129,7 +136,7 @@ export class UserFrames {
     const { list: copies } = this.#copyStage;
     const headerLen = this.#headerLen;
     const framesOff = tx.buffersOff + headerLen;
-    const maxLen = tx.plan.room - headerLen;
+    const maxLen = this.maxLen(tx);
     const clear = this.#clear;
     const { dv } = this.#window;
     let bytes = 0;

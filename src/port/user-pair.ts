@@ -55,6 +55,8 @@ export interface VirtioUserSpec extends DeviceSpec {
   /** what the back end may leave undone in what it delivers, and we in what we send: NEED_… of `offload.ts` */
   readonly accepts: number;
   readonly maySend: number;
+  /** bytes of the longest frame that is sent; absent: as long as a buffer */
+  readonly maxFrame?: number;
   readonly pairs: readonly UserPairPlan[];
 }
 

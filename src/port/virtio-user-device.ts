@@ -8,7 +8,7 @@ import { SwitchError, SysError } from '../errors.ts';
 import type { WindowPool } from '../mem/window.ts';
 import { drainNow, eventfdFull, signal } from '../sys/eventfd.ts';
 import { acceptUnix, ReadWatch } from '../sys/unix-socket.ts';
-import { ETHHDR } from '../uapi/ip.ts';
+import { ETHHDR, VLAN_HLEN } from '../uapi/ip.ts';
 import {
   featureMask,
   hasFeature,
@@ -88,7 +88,8 @@ export interface VirtioUserDeviceOptions {
 export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
   readonly name: string;
   readonly mac: Uint8Array;
-  readonly mtu = MAX_FRAME_BYTES - ETHHDR.size;
+  readonly maxMtu = MAX_FRAME_BYTES - ETHHDR.size;
+  #mtu = this.maxMtu;
   readonly #args: VirtioUserArgs;
   readonly #options: VirtioUserDeviceOptions;
   readonly #file: SocketFile | undefined;
@@ -132,6 +133,16 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     this.#watchTimer.unref();
   }
 
+  /** Bytes of the largest frame, without Ethernet header and tag. */
+  get mtu(): number {
+    return this.#mtu;
+  }
+
+  /** Frames that are longer are not sent by ports made from then on. @param mtu up to `maxMtu` */
+  setMtu(mtu: number): void {
+    this.#mtu = mtu;
+  }
+
   get link(): LinkState {
     return this.#link;
   }
@@ -159,6 +170,7 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
       mergeable: hasFeature(features, VIRTIO_NET_F_MRG_RXBUF),
       accepts: acceptsOf(features),
       maySend: maySendOf(features),
+      ...(this.#mtu < this.maxMtu ? { maxFrame: this.#mtu + ETHHDR.size + VLAN_HLEN } : {}),
       pairs: this.#pairs.slice(0, this.#inUse).flatMap(({ plan }, n) => (n % lcores === lcore ? [plan] : [])),
     };
   }

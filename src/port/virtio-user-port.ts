@@ -243,7 +243,7 @@ export class VirtioUserPort implements DevicePort {
   /** True if the packet can be sent at all; else it is counted. */
   #fits(tx: UserRing, packet: number): boolean {
     const { len, needs } = this.#burst;
-    const maxLen = tx.plan.room - this.#headerLen;
+    const maxLen = this.#frames.maxLen(tx);
     if (len[packet] >= 0 && len[packet] <= maxLen && (needs[packet] & ~this.#maySend) === 0) return true;
     this.counters[len[packet] > maxLen ? PORT_SLOTS.rx_drop_too_big : PORT_SLOTS.rx_drop_bad_offload]++;
     return false;

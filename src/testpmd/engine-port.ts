@@ -100,7 +100,7 @@ export class EnginePort {
 
   /** @param queues used of it */
   info(queues: number): PortInfo {
-    const { name, link, mtu, queueSize } = this.device;
+    const { name, link, mtu, maxMtu, queueSize } = this.device;
     return {
       port: this.id,
       name,
@@ -110,6 +110,8 @@ export class EnginePort {
       started: this.started,
       promiscuous: this.device.promiscuous ?? true,
       mtu,
+      ...(maxMtu === undefined ? {} : { maxMtu }),
+      maxQueues: this.queues,
       speed: link.speed,
       rxQueues: queues,
       txQueues: queues,

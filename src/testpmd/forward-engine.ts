@@ -6,8 +6,16 @@ import { chooseWindowKind } from '../mem/selftest.ts';
 import { type WindowHandle, WindowPool } from '../mem/window.ts';
 import type { Vdev } from '../port/vdev.ts';
 import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
-import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
-import type { Engine, ForwardConfig, NoisyConfig, PortInfo, PortStats, StreamStats } from './engine.ts';
+import { BURST_SIZE, MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
+import {
+  DEFAULT_MADE,
+  type Engine,
+  type ForwardConfig,
+  type NoisyConfig,
+  type PortInfo,
+  type PortStats,
+  type StreamStats,
+} from './engine.ts';
 import { EnginePort } from './engine-port.ts';
 import { ForwardThread } from './forward-thread.ts';
 import type { PortPlan, RunPlan } from './letters.ts';
@@ -24,12 +32,8 @@ import { trafficReport } from './traffic/traffic-report.ts';
 export interface EngineOptions {
   /** what `--vdev` says of each port, in order */
   readonly vdevs: readonly Vdev[];
-  /** The ports that forward, in order. Default: all. */
-  readonly forwardPorts?: readonly number[] | undefined;
   /** Default paired. */
   readonly topology?: Topology;
-  /** false: what waits in receive queues at the start is forwarded, not thrown away. Default true. */
-  readonly flushRx?: boolean;
   /** Changes to it take effect at the next start. */
   readonly config: ForwardConfig;
   /** 'adaptive': threads without work sleep until something comes; 'busy': they never do. Default adaptive. */
@@ -123,7 +127,7 @@ export class ForwardEngine implements Engine {
 
   /** The ports that forward. */
   get #forwarders(): EnginePort[] {
-    return this.#options.forwardPorts?.map((n) => this.#port(n)) ?? this.#ports;
+    return this.config.ports?.map((n) => this.#port(n)) ?? this.#ports;
   }
 
   /** Queues of each port that are used. */
@@ -157,6 +161,12 @@ export class ForwardEngine implements Engine {
     const { device } = this.#port(port);
     if (device.setPromiscuous !== undefined) device.setPromiscuous(on);
     else if (!on) throw new SwitchError('NOT_SUPPORTED', 'Operation not supported');
+  }
+
+  setMtu(port: number, mtu: number): void {
+    const { device } = this.#port(port);
+    if (device.setMtu === undefined) throw new SwitchError('NOT_SUPPORTED', 'Operation not supported');
+    device.setMtu(mtu);
   }
 
   onLink(told: (info: PortInfo) => void): void {
@@ -209,8 +219,8 @@ export class ForwardEngine implements Engine {
   }
 
   async #begin(txFirst: number): Promise<void> {
-    const { topology = 'paired', flushRx = true } = this.#options;
-    const { mode, cores } = this.config;
+    const { topology = 'paired' } = this.#options;
+    const { mode, cores, coreOrder, flushRx = true } = this.config;
     const ports = this.#forwarders;
     const queues = this.#queues(ports);
     for (const { device } of ports) await device.usePairs?.(queues);
@@ -221,7 +231,7 @@ export class ForwardEngine implements Engine {
       threads: Math.max(1, cores),
     });
     const threads: ForwardThread[] = [];
-    while (threads.length < places.length) threads.push(await this.#thread(threads.length));
+    for (let i = 0; i < places.length; i++) threads.push(await this.#thread(coreOrder?.[i] ?? i));
     const lcores = Math.min(places.length, queues);
     const entries: StreamEntry[] = [];
     this.#runs++;
@@ -254,7 +264,8 @@ export class ForwardEngine implements Engine {
 
   /** What one thread is to do. Of each port it has the queues q with q % lcores alike. */
   #planOf(streams: readonly StreamEntry[], lcores: number): RunPlan {
-    const { mode, retry, retryDelay, retryNum, burst, txpkts, noisy = QUIET } = this.config;
+    const { mode, retry, retryDelay, retryNum, burst, txpkts, noisy = QUIET, made = DEFAULT_MADE } = this.config;
+    const { recordBursts = false, recordCycles = false } = this.config;
     const numbers = [...new Set(streams.flatMap(({ rxPort, txPort }) => [rxPort, txPort]))];
     const ports = numbers.map((n): PortPlan => {
       const port = this.#ports[n];
@@ -278,7 +289,7 @@ export class ForwardEngine implements Engine {
           own: this.#ports[txPort].mac,
         };
       }),
-      settings: { mode, burst, txpkts: [...txpkts], noisy, ...this.#threadTraffic },
+      settings: { mode, burst, txpkts: [...txpkts], noisy, made, recordBursts, recordCycles, ...this.#threadTraffic },
       retry: retry ? { delay: retryDelay, times: retryNum } : undefined,
     };
   }
@@ -315,7 +326,7 @@ export class ForwardEngine implements Engine {
       for (const told of this.#failureListeners) told(`forwarding thread ${t}: ${reason}`);
     };
     const onDeath = ({ message }: Error) => {
-      this.#abandon(t);
+      this.#abandon(this.#running.indexOf(this.#threads[t] as ForwardThread));
       onFailure(message);
     };
     const options = { cpus: own, poll, window: this.#threadWindows[t] };
@@ -324,10 +335,10 @@ export class ForwardEngine implements Engine {
     return thread;
   }
 
-  /** Thread `t` has gone without closing its ports. */
-  #abandon(t: number): void {
-    if (t >= this.#running.length) return;
-    for (const { id, spec } of this.#plans[t].ports) this.#ports[id].device.abandoned?.(spec);
+  /** Number `i` of the running threads has gone without closing its ports. */
+  #abandon(i: number): void {
+    if (i < 0) return;
+    for (const { id, spec } of this.#plans[i].ports) this.#ports[id].device.abandoned?.(spec);
   }
 
   async #tell(command: (thread: number) => Parameters<ForwardThread['tell']>[0]): Promise<void> {
@@ -354,6 +365,9 @@ export class ForwardEngine implements Engine {
         txRetries: at[STREAM_SLOTS.tx_retries],
         badIpChecksum: at[STREAM_SLOTS.bad_ip_checksum],
         badL4Checksum: at[STREAM_SLOTS.bad_l4_checksum],
+        busyNs: at[STREAM_SLOTS.busy_ns],
+        rxBursts: [...at.subarray(STREAM_SLOTS.rx_bursts, STREAM_SLOTS.rx_bursts + BURST_SIZE + 1)],
+        txBursts: [...at.subarray(STREAM_SLOTS.tx_bursts, STREAM_SLOTS.tx_bursts + BURST_SIZE + 1)],
       };
     });
   }

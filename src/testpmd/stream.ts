@@ -2,7 +2,7 @@
  * A forwarding stream, on the thread that moves its packets: from one port's receive queue to one port's transmit queue.
  */
 import type { DevicePort } from '../port/device-port.ts';
-import type { Burst } from '../virtio-net/burst.ts';
+import { BURST_SIZE, type Burst } from '../virtio-net/burst.ts';
 import type { VerifierMemory } from './traffic/flow-verifier.ts';
 import type { Workshop } from './workshop.ts';
 
@@ -14,8 +14,13 @@ export const STREAM_SLOTS = {
   tx_retries: 3,
   bad_ip_checksum: 4,
   bad_l4_checksum: 5,
+  /** where that is recorded: ns of the turns that have moved packets */
+  busy_ns: 6,
+  /** and bursts by their packets, 0 to 32 */
+  rx_bursts: 7,
+  tx_bursts: 7 + BURST_SIZE + 1,
 } as const;
-const STREAM_COUNTERS = 6;
+const STREAM_COUNTERS = STREAM_SLOTS.tx_bursts + BURST_SIZE + 1;
 export const streamCounters = () => new SharedArrayBuffer(8 * STREAM_COUNTERS);
 
 /** The document's wait and retry: after so many µs what was not taken is offered again, so many times at most. */
@@ -64,6 +69,7 @@ export class Stream {
   readonly #turns: number;
   readonly #txQueue: number;
   readonly #retry: Retry | undefined;
+  readonly #recordBursts: boolean;
 
   /** @param alone no other stream receives from the port: all its queues on this thread are this one's */
   constructor(
@@ -72,7 +78,9 @@ export class Stream {
     workshop: Workshop,
     retry: Retry | undefined,
     alone = false,
+    recordBursts = false,
   ) {
+    this.#recordBursts = recordBursts;
     this.plan = plan;
     this.rx = ports[plan.rxPort];
     this.tx = ports[plan.txPort];
@@ -89,6 +97,7 @@ export class Stream {
   receive(): number {
     if (this.#turns > 0) this.#rxQueue = (this.#rxQueue + 1) % this.#turns;
     const n = this.rx.receive(this.#rxQueue);
+    if (this.#recordBursts) this.counters[STREAM_SLOTS.rx_bursts + n]++;
     if (n === 0) return 0;
     this.counters[STREAM_SLOTS.rx_packets] += n;
     this.#workshop.restoreTags();
@@ -126,6 +135,7 @@ export class Stream {
         sent += tx.transmit(list, sent, n);
       }
     }
+    if (this.#recordBursts) counters[STREAM_SLOTS.tx_bursts + sent]++;
     counters[STREAM_SLOTS.tx_packets] += sent;
     counters[STREAM_SLOTS.tx_dropped] += n - sent;
     return sent;

@@ -86,6 +86,14 @@ describe('testpmd on the switch', { timeout: 120_000 }, () => {
         await waitUntil('packets', () => engine.stats(0).txPackets > before + 1000, PATIENCE_MS);
         await engine.stop();
       }
+      const sent = engine.stats(0).txPackets;
+      engine.setMtu(0, 68);
+      Object.assign(engine.config, { mode: 'txonly', txpkts: [87] });
+      await engine.start(0);
+      await waitUntil('frames that are too long', () => engine.stats(0).txErrors > 1000, PATIENCE_MS);
+      await engine.stop();
+      assert.equal(engine.stats(0).txPackets, sent);
+      assert.equal(engine.ports()[0].mtu, 68);
       Object.assign(engine.config, { mode: 'nonsense' });
       await assert.rejects(engine.start(0), { code: 'LCORE_COMMAND', message: /TypeError/ });
       assert.equal(engine.forwarding, false);

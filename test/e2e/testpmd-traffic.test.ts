@@ -15,8 +15,8 @@ const TESTPMD = fileURLToPath(new URL('../../src/cli/testpmd.ts', import.meta.ur
 
 async function engineOf(...args: string[]): Promise<ForwardEngine> {
   const settings = parseTestpmd(args);
-  const { vdevs, forward: config, topology, flushRx } = settings;
-  const engine = await ForwardEngine.open({ ...{ vdevs, config, topology, flushRx } });
+  const { vdevs, forward: config, topology } = settings;
+  const engine = await ForwardEngine.open({ vdevs, config, topology });
   engine.onFailure((reason) => assert.fail(reason));
   return engine;
 }

@@ -11,6 +11,7 @@ import { VirtioUserDevice } from '../../src/port/virtio-user-device.ts';
 import { VirtioUserPort } from '../../src/port/virtio-user-port.ts';
 import { counterBlock, PORT_SLOTS } from '../../src/stats/counters.ts';
 import { createEventfd } from '../../src/sys/eventfd.ts';
+import { DEFAULT_MADE } from '../../src/testpmd/engine.ts';
 import { ForwardThread } from '../../src/testpmd/forward-thread.ts';
 import type { RunPlan } from '../../src/testpmd/letters.ts';
 import { STREAM_SLOTS, streamCounters } from '../../src/testpmd/stream.ts';
@@ -44,7 +45,15 @@ test('virtio-user: a kick eventfd that the back end has filled and made to block
     const plan = {
       ports: [{ id: 0, kind: 'net_virtio_user' as const, spec, counters: counterBlock(PORT_SLOTS) }],
       streams: [{ rxPort: 0, txPort: 0, rxQueue: 0, txQueue: 0, peer: mac, own: mac, counters }],
-      settings: { mode: 'txonly', burst: 32, txpkts: [64], noisy } as const,
+      settings: {
+        mode: 'txonly',
+        burst: 32,
+        txpkts: [64],
+        noisy,
+        made: DEFAULT_MADE,
+        recordBursts: false,
+        recordCycles: false,
+      } as const,
       retry: undefined,
     };
     await thread.tell({ type: 'prepare', plan, flush: true });
@@ -78,7 +87,15 @@ test('virtio-user: a thread that goes without leaving its rings takes the connec
   const planOf = (given: VirtioUserSpec, rxQueue: number): RunPlan => ({
     ports: [{ id: 0, kind: 'net_virtio_user', spec: given, counters: counterBlock(PORT_SLOTS) }],
     streams: [{ rxPort: 0, txPort: 0, rxQueue, txQueue: 0, peer: mac, own: mac, counters }],
-    settings: { mode: rxQueue === 0 ? 'txonly' : 'io', burst: 32, txpkts: [64], noisy },
+    settings: {
+      mode: rxQueue === 0 ? 'txonly' : 'io',
+      burst: 32,
+      txpkts: [64],
+      noisy,
+      made: DEFAULT_MADE,
+      recordBursts: false,
+      recordCycles: false,
+    },
     retry: undefined,
   });
   const [failures, deaths]: [string[], Error[]] = [[], []];

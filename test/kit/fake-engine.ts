@@ -19,7 +19,7 @@ const NO_STATS: PortStats = {
 export function stream(rxPort: number, txPort: number, counts: Partial<StreamStats> = {}): StreamStats {
   return {
     ...{ rxPort, rxQueue: 0, txPort, txQueue: 0, rxPackets: 0, txPackets: 0, txDropped: 0 },
-    ...{ txRetries: 0, badIpChecksum: 0, badL4Checksum: 0 },
+    ...{ txRetries: 0, badIpChecksum: 0, badL4Checksum: 0, busyNs: 0, rxBursts: [], txBursts: [] },
     ...counts,
   };
 }
@@ -62,6 +62,7 @@ export class FakeEngine implements Engine {
       speed: 10_000,
       rxQueues: 1,
       txQueues: 1,
+      maxQueues: 4,
       descriptors: 256,
     }));
     this.counted = macs.map(() => ({ ...NO_STATS }));
@@ -118,6 +119,11 @@ export class FakeEngine implements Engine {
     if (port === this.stubborn) throw new SwitchError('EOPNOTSUPP', 'the device cannot');
     this.asked.push(`promiscuous ${this.#check(port)} ${on}`);
     this.infos[port].promiscuous = on;
+  }
+
+  setMtu(port: number, mtu: number): void {
+    this.asked.push(`mtu ${this.#check(port)} ${mtu}`);
+    this.infos[port].mtu = mtu;
   }
 
   onFailure(told: (reason: string) => void): void {
