@@ -89,6 +89,7 @@ const PLACES = {
   portCount: { ...integer(1, DPDK_MAX_PORTS), range: `a number of ports, 1..${DPDK_MAX_PORTS}` },
   mtu: { ...integer(0, MAX_UINT16), range: `bytes, 0..${MAX_UINT16}` },
   queues: { ...integer(1, MAX_UINT16), range: `a number of queues, 1..${MAX_UINT16}` },
+  level: { ...integer(0, MAX_UINT16), range: `a level, 0..${MAX_UINT16}` },
   layer: words(...CSUM_LAYERS),
   place: words('hw', 'sw'),
   fixed: words(...FIXED),
@@ -206,6 +207,9 @@ export const COMMANDS: readonly Command[] = [
   ),
   row('config', 'set allmulti (ports) (switch)', 'receive what is for groups, as ports do', (session, ports, on) =>
     setAllMulticast(session, ports, on === 'on'),
+  ),
+  row('config', 'set verbose (level)', 'show packets: 1 received ones, 2 sent ones, 3 both, 0 none', (session, level) =>
+    session.setVerbose(level),
   ),
   row('config', 'set flush_rx (switch)', 'throw away what waits in receive queues at the start', (session, on) => {
     session.config.flushRx = on === 'on';

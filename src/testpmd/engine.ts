@@ -164,6 +164,10 @@ export interface Engine {
   trafficReport?(): string[];
   /** From the next start on. Of a port that has a `maxMtu`. */
   setMtu(port: number, mtu: number): void;
+  /** Shows packets at this level from now on: 1 what is received, 2 what is sent, above both, 0 none. @returns the level before */
+  setVerbose(level: number): Promise<number>;
+  /** Told about packets, in whole lines. */
+  onDump(told: (text: string) => void): void;
   /** Told when streams have ended for a reason that nobody has foreseen; they begin anew with the next start. */
   onFailure(told: (reason: string) => void): void;
   /** Told when a port's link changes: for a line above the prompt. */

@@ -73,6 +73,8 @@ export class ForwardEngine implements Engine {
   /** starts so far */
   #runs = 0;
   #listeners: ((info: PortInfo) => void)[] = [];
+  #verbose = 0;
+  readonly #dumpListeners: ((text: string) => void)[] = [];
   readonly #failureListeners: ((reason: string) => void)[] = [];
   #forwarding = false;
   #closing: Promise<void> | undefined;
@@ -173,6 +175,17 @@ export class ForwardEngine implements Engine {
     this.#listeners.push(told);
   }
 
+  async setVerbose(level: number): Promise<number> {
+    const before = this.#verbose;
+    this.#verbose = level;
+    await this.#tell(() => ({ type: 'verbose', level }));
+    return before;
+  }
+
+  onDump(told: (text: string) => void): void {
+    this.#dumpListeners.push(told);
+  }
+
   onFailure(told: (reason: string) => void): void {
     this.#failureListeners.push(told);
   }
@@ -244,6 +257,7 @@ export class ForwardEngine implements Engine {
     this.#running = threads;
     this.#plans = plans;
     await this.#tell((t) => ({ type: 'prepare', plan: plans[t], flush: flushRx }));
+    await this.#tell(() => ({ type: 'verbose', level: this.#verbose }));
     if (txFirst > 0) await this.#tell(() => ({ type: 'first', bursts: txFirst }));
     await this.#tell(() => ({ type: 'go' }));
   }
@@ -281,6 +295,7 @@ export class ForwardEngine implements Engine {
         const local = Math.floor(queue / lcores);
         return {
           ...more,
+          queue,
           rxPort: numbers.indexOf(rxPort),
           txPort: numbers.indexOf(txPort),
           rxQueue: local,
@@ -330,7 +345,10 @@ export class ForwardEngine implements Engine {
       onFailure(message);
     };
     const options = { cpus: own, poll, window: this.#threadWindows[t] };
-    const thread = await ForwardThread.start(options, { onFailure, onDeath });
+    const onDump = (text: string) => {
+      for (const told of this.#dumpListeners) told(text);
+    };
+    const thread = await ForwardThread.start(options, { onFailure, onDeath, onDump });
     this.#threads[t] = thread;
     return thread;
   }

@@ -1,10 +1,10 @@
 /**
  * A forwarding thread as the main thread has it: starts it, tells it what to do, and waits until that is done.
  */
-import { CONTROL_POSTED, PostedThread } from '../lcore/posted-thread.ts';
+import { PostedThread } from '../lcore/posted-thread.ts';
 import { workerUrl } from '../lcore/worker-url.ts';
 import type { WindowHandle } from '../mem/window.ts';
-import type { Command, Failed, ForwardSetup } from './letters.ts';
+import { CONTROL_SHOWN, CONTROL_WORDS, type Command, type Dumped, type Failed, type ForwardSetup } from './letters.ts';
 
 export interface ForwardThreadOptions {
   /** CPUs to run on, or none for any */
@@ -20,22 +20,31 @@ export interface ForwardThreadEvents {
   onFailure(reason: string): void;
   /** The thread has ended itself, with its ports as they were. */
   onDeath(error: Error): void;
+  /** Packets are shown. */
+  onDump(text: string): void;
 }
 
 export class ForwardThread {
-  readonly #thread: PostedThread<Command, void, Failed>;
+  readonly #thread: PostedThread<Command, void, Failed | Dumped>;
 
-  private constructor(thread: PostedThread<Command, void, Failed>) {
+  private constructor(thread: PostedThread<Command, void, Failed | Dumped>) {
     this.#thread = thread;
   }
 
   /** Starts the thread. Rejects when it cannot be pinned. */
   static async start(options: ForwardThreadOptions, events: ForwardThreadEvents): Promise<ForwardThread> {
-    const thread = await PostedThread.start<Command, void, Failed, ForwardSetup>({
+    const control = new Int32Array(new SharedArrayBuffer(4 * CONTROL_WORDS));
+    const thread = await PostedThread.start<Command, void, Failed | Dumped, ForwardSetup>({
       url: workerUrl(import.meta.url, './forward-worker'),
-      control: new Int32Array(new SharedArrayBuffer(4 * (CONTROL_POSTED + 1))),
+      control,
       setup: options,
-      onNews: ({ reason }) => events.onFailure(reason),
+      onNews: (news) => {
+        if (news.type === 'failed') events.onFailure(news.reason);
+        else {
+          events.onDump(news.text);
+          Atomics.add(control, CONTROL_SHOWN, 1);
+        }
+      },
       onDeath: (error) => events.onDeath(error),
     });
     return new ForwardThread(thread);

@@ -10,7 +10,8 @@ import { pinThread } from '../sys/affinity.ts';
 import { drain, Epoll } from '../sys/eventfd.ts';
 import { RingStage } from '../virtio-net/ring-stage.ts';
 import { Forwarding } from './forwarding.ts';
-import type { Command, Failed, ForwardSetup, RunPlan } from './letters.ts';
+import { CONTROL_SHOWN, type Command, type Dumped, type Failed, type ForwardSetup, type RunPlan } from './letters.ts';
+import { PacketDump } from './packet-dump.ts';
 import { makePort } from './port-kinds.ts';
 import { Workshop } from './workshop.ts';
 
@@ -23,7 +24,7 @@ const MAX_SLEEP_MS = 1000;
 const setup = workerData as ForwardSetup;
 const mailbox = parentPort as MessagePort;
 const control = new Int32Array(setup.control);
-const report = (message: BasicReport<void> | Failed) => mailbox.postMessage(message);
+const report = (message: BasicReport<void> | Failed | Dumped) => mailbox.postMessage(message);
 const epoll = new Epoll();
 const ringStage = new RingStage();
 const windows: WindowViews[] = [];
@@ -32,6 +33,13 @@ const addWindow = (window: WindowHandle): WindowViews => {
   return windows[window.id];
 };
 const workshop = new Workshop(windows, addWindow(setup.window), ringStage.burst);
+
+let shown = 0;
+const waiting = () => (shown - Atomics.load(control, CONTROL_SHOWN)) | 0;
+const show = (text: string) => {
+  shown++;
+  report({ type: 'dumped', text });
+};
 
 let seen = 0;
 let ending = false;
@@ -71,6 +79,9 @@ function carryOut(command: Command): void {
       return;
     case 'go':
       running = prepared;
+      return;
+    case 'verbose':
+      workshop.dump = command.level === 0 ? undefined : new PacketDump(command.level, waiting, show);
       return;
     case 'stop':
       stop();

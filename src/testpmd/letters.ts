@@ -1,7 +1,7 @@
 /**
  * What the engine's main thread and a forwarding thread tell each other (posted-thread.ts): commands one way, answers the other.
  */
-import type { BasicSetup } from '../lcore/posted-thread.ts';
+import { type BasicSetup, CONTROL_POSTED } from '../lcore/posted-thread.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import type { Vdev } from '../port/vdev.ts';
 import type { ModeSettings } from './modes/mode.ts';
@@ -33,6 +33,8 @@ export type Command =
   /** Sends so many bursts on every stream. */
   | { readonly type: 'first'; readonly bursts: number }
   | { readonly type: 'go' }
+  /** Shows packets, at this level: see packet-dump.ts. 0: none. */
+  | { readonly type: 'verbose'; readonly level: number }
   /** Closes the ports. */
   | { readonly type: 'stop' }
   | { readonly type: 'end' };
@@ -42,6 +44,16 @@ export interface Failed {
   readonly type: 'failed';
   readonly reason: string;
 }
+
+/** Lines about packets. The main thread counts those that it has shown in the control block. */
+export interface Dumped {
+  readonly type: 'dumped';
+  readonly text: string;
+}
+
+/** Words of the control block, behind those of every thread that commands are posted to. */
+export const CONTROL_SHOWN = CONTROL_POSTED + 1;
+export const CONTROL_WORDS = CONTROL_SHOWN + 1;
 
 export interface ForwardSetup extends BasicSetup {
   /** CPUs to run on, or none for any */

@@ -59,6 +59,7 @@ export class Session {
     this.configuredPorts = this.ports;
     this.#stats = new ForwardStats(engine, this.ports);
     engine.onLink((info) => this.say(linkChange(info)));
+    engine.onDump(this.say);
     engine.onFailure((reason) =>
       this.say(`Packet forwarding failed, ${reason}\nIts streams have ended: stop, and start again`),
     );
@@ -176,6 +177,11 @@ export class Session {
         this.say(`Error during ${doing} promiscuous mode for port ${port}: ${error.message}`);
       }
     }
+  }
+
+  async setVerbose(level: number): Promise<void> {
+    const before = await this.engine.setVerbose(level);
+    this.say(`Change verbose level from ${before} to ${level}`);
   }
 
   setEthPeer(port: number, mac: string): void {

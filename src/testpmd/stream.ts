@@ -38,6 +38,8 @@ export interface StreamPlan {
   /** of the thread's queues of these ports */
   readonly rxQueue: number;
   readonly txQueue: number;
+  /** what the queues are called; default: `rxQueue` */
+  readonly queue?: number;
   /** addresses that frames get: of the peer behind the transmitting port, and of that port */
   readonly peer: Uint8Array;
   readonly own: Uint8Array;
@@ -68,6 +70,7 @@ export class Stream {
   /** queues that are received from by turns; 0 for the plan's alone */
   readonly #turns: number;
   readonly #txQueue: number;
+  readonly #queue: number;
   readonly #retry: Retry | undefined;
   readonly #recordBursts: boolean;
 
@@ -90,6 +93,7 @@ export class Stream {
     this.#rxQueue = plan.rxQueue;
     this.#turns = alone && this.rx.queues > 1 ? this.rx.queues : 0;
     this.#txQueue = plan.txQueue;
+    this.#queue = plan.queue ?? plan.rxQueue;
     this.#retry = retry;
   }
 
@@ -101,6 +105,7 @@ export class Stream {
     if (n === 0) return 0;
     this.counters[STREAM_SLOTS.rx_packets] += n;
     this.#workshop.restoreTags();
+    this.#workshop.dump?.received(this.#workshop, this.rx.id, this.#turns > 0 ? this.#rxQueue : this.#queue);
     return n;
   }
 
@@ -138,6 +143,7 @@ export class Stream {
     if (this.#recordBursts) counters[STREAM_SLOTS.tx_bursts + sent]++;
     counters[STREAM_SLOTS.tx_packets] += sent;
     counters[STREAM_SLOTS.tx_dropped] += n - sent;
+    this.#workshop.dump?.sent(this.#workshop, tx.id, this.#queue, list, sent);
     return sent;
   }
 }

@@ -65,6 +65,27 @@ describe('testpmd on the switch', { timeout: 120_000 }, () => {
     });
   }
 
+  test('packets are shown while they are forwarded, until that is switched off', async () => {
+    const engine = await engineOf(['net_null0', 'net_null1'], { mode: 'io' });
+    const texts: string[] = [];
+    engine.onDump((text) => texts.push(text));
+    try {
+      assert.equal(await engine.setVerbose(1), 0);
+      await engine.start(0);
+      // more than may wait at a time
+      await waitUntil('packets are shown', () => texts.length > 200, PATIENCE_MS);
+      assert.match(texts[0], /^port [01]\/queue 0: received 32 packets\n {2}src=00:/);
+      assert.equal(await engine.setVerbose(0), 1);
+      const shown = texts.length;
+      const before = engine.stats(0).rxPackets;
+      await waitUntil('more packets', () => engine.stats(0).rxPackets > before + 100_000, PATIENCE_MS);
+      await engine.stop();
+      assert.equal(texts.length, shown);
+    } finally {
+      await engine.close();
+    }
+  });
+
   test('an error that nobody has foreseen ends the streams and not the engine, which starts again', async () => {
     const running = await SwitchProcess.start();
     const failures: string[] = [];

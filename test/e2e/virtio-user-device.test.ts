@@ -32,7 +32,7 @@ test('virtio-user: a kick eventfd that the back end has filled and made to block
   const deaths: Error[] = [];
   const options = { cpus: [], poll: 'adaptive', window: pool.acquire() } as const;
   const onFailure = (reason: string) => deaths.push(new Error(reason));
-  const thread = await ForwardThread.start(options, { onFailure, onDeath: (error) => deaths.push(error) });
+  const thread = await ForwardThread.start(options, { onFailure, onDump() {}, onDeath: (error) => deaths.push(error) });
   const told: LinkState[] = [];
   device.onLink((link) => told.push(link));
   const counters = streamCounters();
@@ -102,7 +102,10 @@ test('virtio-user: a thread that goes without leaving its rings takes the connec
   const onFailure = (reason: string) => failures.push(reason);
   const window = pool.acquire();
   const start = () =>
-    ForwardThread.start({ cpus: [], poll: 'adaptive', window }, { onFailure, onDeath: (error) => deaths.push(error) });
+    ForwardThread.start(
+      { cpus: [], poll: 'adaptive', window },
+      { onFailure, onDump() {}, onDeath: (error) => deaths.push(error) },
+    );
   // a queue that is not there is an error nobody has foreseen, and an eventfd that is not there any more one on top of it
   const callFd = createEventfd();
   const broken = { ...spec, pairs: [{ ...spec.pairs[0], rxCallFd: callFd }] };

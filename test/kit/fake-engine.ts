@@ -126,6 +126,21 @@ export class FakeEngine implements Engine {
     this.infos[port].mtu = mtu;
   }
 
+  #verbose = 0;
+
+  async setVerbose(level: number): Promise<number> {
+    const before = this.#verbose;
+    this.#verbose = level;
+    return before;
+  }
+
+  onDump(told: (text: string) => void): void {
+    this.dump = told;
+  }
+
+  /** Shows packets. */
+  dump: (text: string) => void = () => {};
+
   onFailure(told: (reason: string) => void): void {
     this.#failed.push(told);
   }

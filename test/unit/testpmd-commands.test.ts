@@ -28,7 +28,7 @@ test('testpmd: every command is parsed from its own pattern, and the help lists 
   };
   Object.assign(values, { usec: '10', count: '5', cores: '1', segments: '64,64', section: 'all' });
   Object.assign(values, { mac: 'aa:bb:cc:dd:ee:ff', portList: '1,0', coreList: '2,1', mask: '0x3', portCount: '1' });
-  Object.assign(values, { mtu: '1500', queues: '2', layer: 'udp', place: 'sw', fixed: 'rxd' });
+  Object.assign(values, { mtu: '1500', queues: '2', level: '1', layer: 'udp', place: 'sw', fixed: 'rxd' });
   const { run } = open();
   const help = await run('help');
   for (const { pattern } of COMMANDS) {
@@ -173,6 +173,16 @@ test('testpmd: port config', async () => {
     "Fail: input rxq (5) can't be greater than max_rx_queues (4) of port 0",
   );
   assert.match(await run('port config all rxd 512'), /^rxd stays as it is/);
+});
+
+test('testpmd: set verbose, and packets that are shown', async () => {
+  const { engine, run } = open();
+  assert.equal(await run('set verbose 1'), 'Change verbose level from 0 to 1');
+  assert.equal(await run('set verbose 3'), 'Change verbose level from 1 to 3');
+  const lines: string[] = [];
+  const session = new Session(engine, { topology: 'paired', lcores: [1], say: (text) => lines.push(text) });
+  engine.dump('port 0/queue 0: received 1 packets');
+  assert.deepEqual([lines, session.quitting], [['port 0/queue 0: received 1 packets'], false]);
 });
 
 test('testpmd: switches', async () => {
