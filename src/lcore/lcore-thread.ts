@@ -10,6 +10,7 @@ import { drainNow, eventfdFull } from '../sys/eventfd.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import type { LcoreEvents } from './lcore.ts';
 import { type Answer, CONTROL_CALLING, CONTROL_WORDS, type Command, type LcoreSetup, type News } from './mailbox.ts';
+import type { PollConfig } from './poll-pace.ts';
 import { PostedThread } from './posted-thread.ts';
 import { workerUrl } from './worker-url.ts';
 
@@ -26,7 +27,7 @@ export interface LcoreThreadEvents extends LcoreEvents {
 
 export interface LcoreOptions {
   readonly config: SwitchConfig;
-  readonly poll: 'adaptive' | 'busy';
+  readonly poll: PollConfig;
   /** CPUs to run on, or none for any */
   readonly cpus: readonly number[];
   /** a window of the lcore's own, which it keeps until it is stopped */

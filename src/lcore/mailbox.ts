@@ -7,6 +7,7 @@ import type { DeviceRecipe } from '../port/devices.ts';
 import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
+import type { PollConfig } from './poll-pace.ts';
 import { type BasicSetup, CONTROL_POSTED } from './posted-thread.ts';
 
 /** Word of the control block: the eventfd that the lcore is signalling at this moment, or −1. */
@@ -68,7 +69,7 @@ export interface LcoreSetup extends BasicSetup {
   readonly counters: SharedArrayBuffer;
   /** CPUs to run on, or none for any */
   readonly cpus: readonly number[];
-  readonly poll: 'adaptive' | 'busy';
+  readonly poll: PollConfig;
   readonly config: SwitchConfig;
   /** memory of the lcore's own */
   readonly bounce: WindowHandle;
