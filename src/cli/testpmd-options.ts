@@ -36,6 +36,7 @@ import {
   type ValueType,
   valueOrDefault,
 } from './options.ts';
+import { TESTPMD_IGNORED } from './testpmd-ignored.ts';
 import { ipNumber, resolveTraffic, TRAFFIC } from './traffic-options.ts';
 import { takeApart } from './two-sides.ts';
 
@@ -259,31 +260,6 @@ const TESTPMD = {
   noisyReads: noisy('lkup-num-reads', 'COUNT', INT32_MAX, 'noisy: reads there for a packet'),
   noisyReadWrites: noisy('lkup-num-reads-writes', 'COUNT', INT32_MAX, 'noisy: reads and writes there for a packet'),
 } satisfies Record<string, Option>;
-
-const without = (long: string, value?: string): Option => ({
-  long,
-  ...(value === undefined ? { type: FLAG } : { value, type: TEXT }),
-  help: '',
-});
-
-/** Of hardware, of mbufs and of memory: what they ask for is so anyway, or cannot be otherwise. */
-const TESTPMD_IGNORED: readonly Option[] = [
-  ...['numa', 'no-numa', 'disable-crc-strip', 'enable-scatter', 'disable-rss', 'rss-ip', 'rss-udp'].map((n) =>
-    without(n),
-  ),
-  ...['disable-link-check', 'no-lsc-interrupt', 'no-rmv-interrupt', 'hot-plug'].map((n) => without(n)),
-  ...['enable-hw-vlan', 'enable-hw-vlan-filter', 'enable-hw-vlan-strip', 'enable-hw-vlan-extend'].map((n) =>
-    without(n),
-  ),
-  ...['enable-hw-qinq-strip', 'enable-lro', 'enable-rx-timestamp', 'flow-isolate-all'].map((n) => without(n)),
-  ...['rss-level-inner', 'rss-level-outer'].map((n) => without(n)),
-  ...['eth-link-speed', 'max-lro-pkt-size', 'rxq-share', 'print-event', 'mask-event'].map((n) => without(n, 'VALUE')),
-  ...['vxlan-gpe-port', 'geneve-parsed-port', 'bitrate-stats', 'latencystats'].map((n) => without(n, 'VALUE')),
-  ...['mlockall', 'no-mlockall', 'no-iova-contig', 'enable-rx-cksum', 'enable-drop-en'].map((n) => without(n)),
-  ...['port-numa-config', 'ring-numa-config', 'socket-num', 'mbcache', 'mp-alloc'].map((n) => without(n, 'VALUE')),
-  ...['rxpt', 'rxht', 'rxwt', 'rxfreet', 'txpt', 'txht', 'txwt', 'txfreet', 'txrst'].map((n) => without(n, 'COUNT')),
-  ...['tx-offloads', 'rx-offloads', 'rx-mq-mode'].map((n) => without(n, 'MASK')),
-];
 
 const COMMON = {
   help: { short: 'h', long: 'help', type: FLAG, help: 'show this help and exit' },
