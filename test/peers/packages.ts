@@ -6,11 +6,12 @@ import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { guestImage } from './guest-image.ts';
 import { probeLibvirt } from './libvirt.ts';
+import { programsDisk } from './machine-image.ts';
 import { probeNetns } from './netns.ts';
 import { PeerProcess, undoAtEnd } from './process.ts';
 
 /** A program, or set of programs, that tests or benchmarks run against. */
-export type Peer = 'qemu' | 'libvirt' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'gcc' | 'netns';
+export type Peer = 'qemu' | 'libvirt' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'gcc' | 'netns' | 'machine';
 
 /** What {@link ensurePeers} found or could do. */
 export interface PeersResult {
@@ -37,6 +38,13 @@ const NEEDS: Record<Peer, PeerNeeds> = {
     prepare: async () => probeLibvirt(),
   },
   netns: { packages: ['iproute2', 'procps'], prepare: async () => probeNetns() },
+  machine: {
+    packages: ['qemu-system-x86', 'xz-utils', 'dpdk', 'dpdk-dev', 'e2fsprogs', 'iproute2'],
+    prepare: async () => {
+      await guestImage();
+      await programsDisk();
+    },
+  },
   ovs: { packages: ['openvswitch-switch-dpdk', 'openvswitch-switch', 'openvswitch-common'] },
 };
 
