@@ -179,6 +179,9 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
   readonly #sockets: OpenSocket[] = [];
   readonly #groups: XdpGroupPlace[] = [];
   /** what else is open, to be closed in this order: the program's link first */
+  promiscuous = true;
+  /** the one of `#fds` by which the interface is promiscuous */
+  #memberFd = -1;
   readonly #fds: number[] = [];
   readonly #window: WindowHandle;
   readonly #firstOff: number;
@@ -215,6 +218,13 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     return this.#watch.state;
   }
 
+  /** The interface takes only what is for it, unless somebody else has it take more. */
+  setPromiscuous(on: boolean): void {
+    if (on === this.promiscuous) return;
+    setPromiscuous(this.#memberFd, this.#index, on);
+    this.promiscuous = on;
+  }
+
   onLink(told: Parameters<OpenedDevice<AfXdpSpec>['onLink']>[0]): void {
     this.#watch.onLink(told);
   }
@@ -240,6 +250,7 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     this.#inNetns(() => {
       const fd = openPacketSocket(PAGE);
       this.#fds.push(fd);
+      this.#memberFd = fd;
       setPromiscuous(fd, this.#index);
       if (takesTagsOff(this.#place.name)) this.notes = [tagsLost(this.#place)];
     });

@@ -72,6 +72,9 @@ export interface OpenedDevice<Spec = DeviceSpec> {
   readonly notes?: readonly string[];
   /** which queue each {address, VLAN} comes by, if that can be said: queue n is lcore n's, modulo their number */
   readonly steering?: Steering | undefined;
+  /** It receives what is for other stations, too; absent: it cannot do otherwise. Set by `setPromiscuous`. */
+  readonly promiscuous?: boolean;
+  setPromiscuous?(on: boolean): void;
   /** For one of `lcores` lcores. */
   spec(lcore: number, lcores: number): Spec;
   /** Calls `told` whenever the link changes, until closed. */
