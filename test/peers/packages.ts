@@ -9,7 +9,7 @@ import { probeNetns } from './netns.ts';
 import { PeerProcess, undoAtEnd } from './process.ts';
 
 /** A program, or set of programs, that tests or benchmarks run against. */
-export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'netns';
+export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'netns' | 'dhcp';
 
 /** What {@link ensurePeers} found or could do. */
 export interface PeersResult {
@@ -30,6 +30,7 @@ const NEEDS: Record<Peer, PeerNeeds> = {
   // the sample's source is in dpdk-doc, which bench/peers/dpdk-vhost.ts fetches and unpacks without installing it
   'dpdk-vhost': { packages: ['gcc', 'libc6-dev', 'make', 'pkg-config', 'libdpdk-dev', 'dpdk'] },
   netns: { packages: ['iproute2', 'procps'], prepare: async () => probeNetns() },
+  dhcp: { packages: ['udhcpd'] },
   ovs: { packages: ['openvswitch-switch-dpdk', 'openvswitch-switch', 'openvswitch-common'] },
 };
 
