@@ -15,13 +15,21 @@ interface SteeredGuest {
 
 export class GuestSteering {
   readonly #lcores: number;
+  readonly #onFull: () => void;
   /** by device number */
   readonly #guests = new Map<number, SteeredGuest>();
   readonly #tables = new Set<Steering>();
 
-  /** @param lcores how many lcores there are: queue n belongs to lcore n modulo their number */
-  constructor(lcores: number) {
+  /** tables that have been told to be full */
+  readonly #full = new WeakSet<Steering>();
+
+  /**
+   * @param lcores how many lcores there are: queue n belongs to lcore n modulo their number
+   * @param onFull told once for each table that has no room for a guest
+   */
+  constructor(lcores: number, onFull: () => void) {
     this.#lcores = lcores;
+    this.#onFull = onFull;
   }
 
   /** An uplink whose table is to have all guests from now on. Throws SysError. */
@@ -35,10 +43,7 @@ export class GuestSteering {
     this.#tables.delete(table);
   }
 
-  /**
-   * Frames to `mac`, 6 bytes, in one of `vlans` (0: without a tag) are for device `id`, and no others. Throws SysError (E2BIG: a table is
-   * full).
-   */
+  /** Frames to `mac`, 6 bytes, in one of `vlans` (0: without a tag) are for device `id`, and no others. Throws SysError. */
   add(id: number, mac: Uint8Array, vlans: readonly number[], lcore: number): void {
     this.remove(id);
     const turns = new Set([...this.#guests.values()].filter((guest) => guest.lcore === lcore).map(({ turn }) => turn));
@@ -63,7 +68,11 @@ export class GuestSteering {
 
   #enter(table: Steering, { mac, vlans, lcore, turn }: SteeredGuest): void {
     const queue = queueOf(turn, lcore, this.#lcores, table.queues);
-    for (const vlan of vlans) table.add(mac, vlan, queue);
+    for (const vlan of vlans) {
+      if (table.add(mac, vlan, queue) || this.#full.has(table)) continue;
+      this.#full.add(table);
+      this.#onFull();
+    }
   }
 }
 

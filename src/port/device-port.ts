@@ -53,6 +53,8 @@ export interface LinkState {
   readonly up: boolean;
   /** Mbit/s, or 0 if unknown */
   readonly speed: number;
+  /** bytes of the largest frame, as in OpenedDevice, where that may change */
+  readonly mtu?: number;
   /** why it is down now, where that is known: for one line */
   readonly reason?: string;
   /** why it is down for good, if it is: the interface was removed, the file is at its end */

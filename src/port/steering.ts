@@ -4,6 +4,7 @@
  */
 
 import { closeSync } from 'node:fs';
+import { SysError } from '../errors.ts';
 import {
   fanoutProgram,
   STEER_COUNT_BYTES,
@@ -65,12 +66,18 @@ export class Steering {
 
   /**
    * From now on frames to `mac` (6 bytes) with this VLAN's tag, or with none for VLAN 0, go to `queue`, wherever they went before. Throws
-   * RangeError, SysError (E2BIG: the table is full).
+   * RangeError, SysError. @returns false if the table is full: they go to queue 0
    */
-  add(mac: Uint8Array, vlan: number, queue: number): void {
+  add(mac: Uint8Array, vlan: number, queue: number): boolean {
     if (!Number.isInteger(queue) || queue < 0 || queue >= this.queues)
       throw new RangeError(`queue ${queue} of ${this.queues}`);
-    this.#table.update(keyOf(mac, vlan), mapIndex(queue));
+    try {
+      this.#table.update(keyOf(mac, vlan), mapIndex(queue));
+      return true;
+    } catch (error) {
+      if (error instanceof SysError && error.code === 'E2BIG') return false;
+      throw error;
+    }
   }
 
   /** @returns false if there was no such entry */
