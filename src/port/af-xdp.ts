@@ -25,7 +25,7 @@ import {
   registerUmem,
   ringParts,
 } from '../sys/xdp-socket.ts';
-import { BPF_MAP_TYPE_XSKMAP, BPF_PROG_TYPE_XDP } from '../uapi/bpf.ts';
+import { BPF_F_XDP_HAS_FRAGS, BPF_MAP_TYPE_XSKMAP, BPF_PROG_TYPE_XDP } from '../uapi/bpf.ts';
 import { ETHHDR, VLAN_HLEN } from '../uapi/ip.ts';
 import {
   XDP_COPY,
@@ -43,8 +43,10 @@ import {
   XDP_UMEM_PGOFF_COMPLETION_RING,
   XDP_UMEM_PGOFF_FILL_RING,
   XDP_USE_NEED_WAKEUP,
+  XDP_USE_SG,
   XDP_ZEROCOPY,
 } from '../uapi/xdp.ts';
+import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
 import { type AfXdpSpec, XDP_BOUNCE_BYTES } from './af-xdp-port.ts';
 import { xdpRefusal } from './af-xdp-refusal.ts';
 import type { DeviceOpening, OpenedDevice } from './device-port.ts';
@@ -175,6 +177,11 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
   readonly #opening: DeviceOpening;
   readonly #sizes: RingSizes;
   readonly #chunk: number;
+  /** bytes of a frame that a chunk holds */
+  readonly #chunkFrame: number;
+  /** bytes of the longest frame with a tag; and whether it takes several chunks, which the kernel must know how to do */
+  readonly #longest: number;
+  #several: boolean;
   readonly #watch: LinkWatch;
   readonly #sockets: OpenSocket[] = [];
   readonly #groups: XdpGroupPlace[] = [];
@@ -203,8 +210,11 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     this.#index = found.index;
     this.#opening = opening;
     this.#sizes = sizes;
-    const bytes = XDP_PACKET_HEADROOM + ETHHDR.size + VLAN_HLEN + found.mtu;
+    this.#longest = Math.min(ETHHDR.size + VLAN_HLEN + found.mtu, MAX_FRAME_BYTES + VLAN_HLEN);
+    const bytes = XDP_PACKET_HEADROOM + this.#longest;
     this.#chunk = CHUNKS.find((chunk) => chunk >= bytes) ?? CHUNKS[CHUNKS.length - 1];
+    this.#chunkFrame = this.#chunk - XDP_PACKET_HEADROOM;
+    this.#several = this.#longest > this.#chunkFrame;
     this.#watch = new LinkWatch(place, found);
     this.#window = opening.pool.acquire();
     this.#firstOff = firstOffset(this.#window, PAGE);
@@ -242,16 +252,36 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
       this.#fds.push(fd);
       setPromiscuous(fd, this.#index);
       if (takesTagsOff(this.#place.name)) this.notes = [tagsLost(this.#place)];
+      if (this.#longest > this.#chunkFrame && !this.#several) this.notes = [...this.notes, this.#tooLong()];
     });
+  }
+
+  #tooLong(): string {
+    const most = this.#chunkFrame - ETHHDR.size - VLAN_HLEN;
+    const why = 'this kernel, or the driver, has no frames of several buffers for AF_XDP';
+    return `of MTU ${this.mtu} only ${most} can be used: ${why}; lower the MTU, or use net_af_packet`;
   }
 
   #inNetns<T>(use: () => T): T {
     return inNetns(this.#place.netns, use);
   }
 
+  /** Loads the program, as one that may be given frames of several pieces if it must and the kernel can: since Linux 5.18. */
+  #load(program: Uint8Array): number {
+    const load = (flags: number) => loadProgram(BPF_PROG_TYPE_XDP, program, 'vhost_switch', flags);
+    if (!this.#several) return load(0);
+    try {
+      return load(BPF_F_XDP_HAS_FRAGS);
+    } catch (error) {
+      if (!(error instanceof SysError) || error.code !== 'EINVAL') throw error;
+      this.#several = false;
+      return load(0);
+    }
+  }
+
   /** Attaches the program as `mode` says: by the driver if it can, unless it must. */
   async #attach(program: Uint8Array): Promise<void> {
-    const fd = loadProgram(BPF_PROG_TYPE_XDP, program, 'vhost_switch');
+    const fd = this.#load(program);
     this.#fds.unshift(fd);
     const attach = (flags: number) => this.#inNetns(() => attachXdp(fd, this.#index, flags));
     const { mode } = this.#values;
@@ -315,8 +345,21 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     const { mode, force_copy } = this.#values;
     const copy = this.mode === 'skb' || mode === 'native' || force_copy;
     const way = mode === 'zc' ? XDP_ZEROCOPY : copy ? XDP_COPY : 0;
-    await whileBusy(() => bindXdpSocket(fd, this.#index, queue, XDP_USE_NEED_WAKEUP | way));
+    await this.#bindFirst(fd, queue, XDP_USE_NEED_WAKEUP | way);
     if (isZeroCopy(fd)) this.mode = 'zc';
+  }
+
+  /** Binds the first socket of a queue, as one whose frames may take several chunks if they must and the kernel can: since Linux 6.6. */
+  async #bindFirst(fd: number, queue: number, flags: number): Promise<void> {
+    const bind = (more: number) => whileBusy(() => bindXdpSocket(fd, this.#index, queue, flags | more));
+    if (!this.#several) return bind(0);
+    try {
+      await bind(XDP_USE_SG);
+    } catch (error) {
+      if (!(error instanceof SysError) || !['EINVAL', 'EOPNOTSUPP'].includes(error.code)) throw error;
+      await bind(0);
+      this.#several = false;
+    }
   }
 
   /** Room in the window for `bytes`, in whole pages. */
@@ -359,7 +402,8 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
       groups: this.#groups,
       receive,
       transmit,
-      maxFrame: Math.min(this.#chunk - XDP_PACKET_HEADROOM, ETHHDR.size + VLAN_HLEN + this.mtu),
+      maxFrame: this.#several ? this.#longest : this.#chunkFrame,
+      chunkFrame: this.#chunkFrame,
       bounceOff: this.#bounceOff + lcore * XDP_BOUNCE_BYTES,
     };
   }

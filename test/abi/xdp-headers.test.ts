@@ -17,6 +17,8 @@ const HEADERS = [
   'linux/ethtool.h',
   'linux/sockios.h',
 ];
+/** Macros of headers that Debian 12 does not have yet. */
+const NEW = ['XDP_USE_SG', 'XDP_PKT_CONTD'];
 const skip = hasGcc() || process.env.CI === 'true' ? false : 'there is no gcc here to compile the C side with';
 
 const WHOLE: readonly Layout<string>[] = [
@@ -66,5 +68,8 @@ test('AF_XDP and bpf: constants are those of the C headers', { skip }, () => {
   const ours = new Map<string, bigint>();
   for (const [name, value] of [bpf, xdp, ethtool].flatMap((module) => Object.entries<unknown>(module)))
     if (typeof value === 'number') ours.set(name, BigInt(value));
-  assert.deepEqual(evaluateC(HEADERS, new Map([...ours.keys()].map((one) => [one, undefined]))), ours);
+  const condition = (name: string) => (NEW.includes(name) ? name : undefined);
+  const theirs = evaluateC(HEADERS, new Map([...ours.keys()].map((name) => [name, condition(name)])));
+  for (const name of NEW) if (!theirs.has(name)) ours.delete(name);
+  assert.deepEqual(theirs, ours);
 });
