@@ -2,7 +2,7 @@
  * Which queue of an uplink a guest's frames come by: one that the guest's own lcore polls, so that no other lcore fills its ring. Any
  * queue would do: what has no entry comes by the first and is switched like everything else.
  */
-import type { Steering } from '../port/steering.ts';
+import type { SteeringTable } from '../port/steering.ts';
 
 interface SteeredGuest {
   readonly mac: Uint8Array;
@@ -18,10 +18,10 @@ export class GuestSteering {
   readonly #onFull: () => void;
   /** by device number */
   readonly #guests = new Map<number, SteeredGuest>();
-  readonly #tables = new Set<Steering>();
+  readonly #tables = new Set<SteeringTable>();
 
   /** tables that have been told to be full */
-  readonly #full = new WeakSet<Steering>();
+  readonly #full = new WeakSet<SteeringTable>();
 
   /**
    * @param lcores how many lcores there are: queue n belongs to lcore n modulo their number
@@ -33,13 +33,13 @@ export class GuestSteering {
   }
 
   /** An uplink whose table is to have all guests from now on. Throws SysError. */
-  addTable(table: Steering): void {
+  addTable(table: SteeringTable): void {
     this.#tables.add(table);
     for (const guest of this.#guests.values()) this.#enter(table, guest);
   }
 
   /** The uplink is closed. */
-  removeTable(table: Steering): void {
+  removeTable(table: SteeringTable): void {
     this.#tables.delete(table);
   }
 
@@ -66,7 +66,7 @@ export class GuestSteering {
     }
   }
 
-  #enter(table: Steering, { mac, vlans, lcore, turn }: SteeredGuest): void {
+  #enter(table: SteeringTable, { mac, vlans, lcore, turn }: SteeredGuest): void {
     const queue = queueOf(turn, lcore, this.#lcores, table.queues);
     for (const vlan of vlans) {
       if (table.add(mac, vlan, queue) || this.#full.has(table)) continue;

@@ -7,11 +7,11 @@
  */
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { SwitchError, SysError } from '../errors.ts';
+import { ConfigError, SwitchError, SysError } from '../errors.ts';
 import { firstOffset, mapInto, openWindow, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle } from '../mem/window.ts';
-import { xdpProgram } from '../net/steering-program.ts';
+import { type SteeringMaps, xdpProgram } from '../net/steering-program.ts';
 import { attachXdp, BpfMap, loadProgram, mapIndex } from '../sys/bpf.ts';
-import { takesTagsOff } from '../sys/ethtool.ts';
+import { RxFilters, takesTagsOff } from '../sys/ethtool.ts';
 import { createMemfd } from '../sys/memory.ts';
 import type { InterfaceInfo } from '../sys/netlink.ts';
 import { inNetns } from '../sys/netns.ts';
@@ -49,9 +49,10 @@ import {
 import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
 import { type AfXdpSpec, XDP_BOUNCE_BYTES } from './af-xdp-port.ts';
 import { xdpRefusal } from './af-xdp-refusal.ts';
+import { CardFilters } from './card-filters.ts';
 import type { DeviceOpening, OpenedDevice } from './device-port.ts';
 import { LinkWatch } from './link-watch.ts';
-import { Steering } from './steering.ts';
+import { Steering, type SteeringTable } from './steering.ts';
 import { describeInterface, findUplink, type InterfacePlace, interfacePlace } from './uplink-interface.ts';
 import type { VdevOf } from './vdev.ts';
 import { groupState, XdpGroup, type XdpGroupPlace, type XdpRingPlace } from './xdp-rings.ts';
@@ -148,6 +149,11 @@ export async function openAfXdp(
   sizes: RingSizes = RING_SIZES,
 ): Promise<AfXdpDevice> {
   const place = interfacePlace(vdev.values.iface);
+  const { ntuple, steer_queues } = vdev.values;
+  if (ntuple && steer_queues > 1) {
+    const problem = `${vdev.name}: the card steers with ntuple=1, the program with steer_queues: give one of them`;
+    throw new ConfigError('CONFIG_CONFLICT', '--vdev', problem, { value: 'ntuple=1' });
+  }
   const device = new AfXdpDevice(vdev, place, findUplink(vdev.name, place), opening, sizes);
   try {
     await device.open();
@@ -164,10 +170,10 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
   readonly mac: Uint8Array;
   readonly mtu: number;
   /**
-   * Which queue each {address, VLAN} goes to, where there are several to choose from: `steer_queues`. Queue n is lcore n's, modulo their
-   * number.
+   * Which queue each {address, VLAN} goes to, where there are several to choose from: `steer_queues`, or the card's own with `ntuple`.
+   * Queue n is lcore n's, modulo their number.
    */
-  steering: Steering | undefined;
+  steering: SteeringTable | undefined;
   /** how frames come and go */
   mode: XdpMode = 'skb';
   notes: readonly string[] = [];
@@ -237,10 +243,10 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
       for (const planned of plan(queue_count, steer_queues, lcores))
         this.#sockets.push({ ...planned, fd: openXdpSocket() });
     });
-    if (steer_queues > 1) this.steering = new Steering(steer_queues);
+    const maps = steer_queues > 1 ? this.#steer(steer_queues) : undefined;
     const map = new BpfMap(BPF_MAP_TYPE_XSKMAP, 4, 4, (start_queue + queue_count) * steer_queues, 'sockets');
     this.#fds.push(map.fd);
-    await this.#attach(xdpProgram(map.fd, steer_queues, this.steering?.maps));
+    await this.#attach(xdpProgram(map.fd, steer_queues, maps));
     for (let group = 0; group < queue_count; group++) await this.#openGroup(group);
     this.#bounceOff = this.#allocate(lcores * XDP_BOUNCE_BYTES);
     for (const { fd, group, steered } of this.#sockets) {
@@ -251,9 +257,33 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
       const fd = openPacketSocket(PAGE);
       this.#fds.push(fd);
       setPromiscuous(fd, this.#index);
-      if (takesTagsOff(this.#place.name)) this.notes = [tagsLost(this.#place)];
+      if (this.#values.ntuple) this.#filter();
+      if (takesTagsOff(this.#place.name)) this.notes = [...this.notes, tagsLost(this.#place)];
       if (this.#longest > this.#chunkFrame && !this.#several) this.notes = [...this.notes, this.#tooLong()];
     });
+  }
+
+  #steer(queues: number): SteeringMaps {
+    const steering = new Steering(queues);
+    this.steering = steering;
+    return steering.maps;
+  }
+
+  /** Has the card choose the queue; one that has no filters goes on as it would without. */
+  #filter(): void {
+    const { start_queue, queue_count } = this.#values;
+    const filters = new RxFilters(this.#place.name);
+    try {
+      this.steering = new CardFilters(filters, start_queue, queue_count);
+    } catch (error) {
+      filters.close();
+      if (!(error instanceof SysError) || error.code !== 'ENOTSUP') throw error;
+      const what = `${describeInterface(this.#place)} has no filters that choose a queue`;
+      this.notes = [
+        ...this.notes,
+        `ntuple=1 has no effect: ${what}; see ethtool -k for ntuple-filters, or use steer_queues`,
+      ];
+    }
   }
 
   #tooLong(): string {
@@ -356,7 +386,7 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     try {
       await bind(XDP_USE_SG);
     } catch (error) {
-      if (!(error instanceof SysError) || !['EINVAL', 'EOPNOTSUPP'].includes(error.code)) throw error;
+      if (!(error instanceof SysError) || !['EINVAL', 'ENOTSUP'].includes(error.code)) throw error;
       await bind(0);
       this.#several = false;
     }

@@ -5,7 +5,7 @@
 import type { WindowHandle, WindowPool, WindowViews } from '../mem/window.ts';
 import type { RingStage } from '../virtio-net/ring-stage.ts';
 import type { Port } from './port.ts';
-import type { Steering } from './steering.ts';
+import type { SteeringTable } from './steering.ts';
 
 /** What the ports of one thread share. */
 export interface DeviceTools {
@@ -73,7 +73,7 @@ export interface OpenedDevice<Spec = DeviceSpec> {
   /** sentences for the user: what works otherwise than they may think */
   readonly notes?: readonly string[];
   /** which queue each {address, VLAN} comes by, if that can be said: queue n is lcore n's, modulo their number */
-  readonly steering?: Steering | undefined;
+  readonly steering?: SteeringTable | undefined;
   /** For one of `lcores` lcores. */
   spec(lcore: number, lcores: number): Spec;
   /** Calls `told` whenever the link changes, until closed. */

@@ -39,9 +39,21 @@ export interface SteeringCounts {
   readonly unknown: SteeredCount;
 }
 
-/** Two maps of the kernel's, which live as long as this object or a program that uses them. */
-export class Steering {
+/** Which queue each {address, VLAN} comes by. */
+export interface SteeringTable {
   /** queues are numbered from 0 to n − 1 */
+  readonly queues: number;
+  /** From now on frames to `mac` with this VLAN's tag, or with none for VLAN 0, go to `queue`. @returns false if there is no room for that */
+  add(mac: Uint8Array, vlan: number, queue: number): boolean;
+  /** @returns false if there was no such entry */
+  remove(mac: Uint8Array, vlan: number): boolean;
+  /** undefined: nobody counts */
+  counts(): SteeringCounts | undefined;
+  close(): void;
+}
+
+/** Two maps of the kernel's, which live as long as this object or a program that uses them. */
+export class Steering implements SteeringTable {
   readonly queues: number;
   readonly #table: BpfMap;
   readonly #counts: BpfMap;

@@ -31,6 +31,9 @@ const WHOLE: readonly Layout<string>[] = [
   bpf.XDP_MD,
   ethtool.ETHTOOL_VALUE,
   ethtool.IFREQ,
+  ethtool.ETHTOOL_FLOW_EXT,
+  ethtool.ETHTOOL_RX_FLOW_SPEC,
+  ethtool.ETHTOOL_RXNFC,
 ];
 /** Of these we have the beginning only. */
 const BEGINNINGS: readonly [type: string, within: string, Layout<string>][] = [
@@ -49,6 +52,8 @@ test('AF_XDP and bpf: struct layouts are those of the C headers', { skip }, () =
   }
   for (const [type, within, { off }] of BEGINNINGS)
     for (const [field, at] of Object.entries(off)) ours.set(`offsetof(${type}, ${within}${field})`, BigInt(at));
+  // where the locations begin: right behind their number
+  ours.set('offsetof(struct ethtool_rxnfc, rule_locs)', BigInt(ethtool.ETHTOOL_RXNFC.off.rule_cnt + 4));
   const { off, size } = bpf.BPF_INSN;
   ours.set('sizeof(struct bpf_insn)', BigInt(size));
   for (const field of ['code', 'off', 'imm'] as const)

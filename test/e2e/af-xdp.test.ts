@@ -367,6 +367,22 @@ describe('net_af_xdp', { skip }, () => {
     assert.ok(ip('-d', 'link', 'show', A).includes('promiscuity 0'));
   });
 
+  test('ntuple=1 on an interface without filters of its own: a note, and frames come as without', async (t) => {
+    const raw = peer(t, B);
+    await withXdp(`iface=${A},ntuple=1`, async (device, [bench]) => {
+      assert.equal(device.steering, undefined);
+      assert.match(
+        device.notes[0],
+        /^ntuple=1 has no effect: xa\d+ has no filters that choose a queue; see ethtool -k/,
+      );
+      const one = frame(mac(1), mac(2));
+      assert.ok(raw.send(one));
+      await waitUntil('the frame', () => bench.receive().some((got) => got.equals(one)), DEADLINE_MS);
+    });
+    const both = xdpVdev(`iface=${A},ntuple=1,steer_queues=2`);
+    await assert.rejects(openAfXdp(both, { pool, lcores: 1 }), /ntuple=1, the program with steer_queues: give one/);
+  });
+
   test('a process that is killed leaves nothing behind', async () => {
     const child = spawn(process.execPath, [OPENER, `iface=${A}`], { stdio: ['pipe', 'pipe', 'inherit'] });
     const ended = once(child, 'exit');
