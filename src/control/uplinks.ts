@@ -143,14 +143,14 @@ class Uplink {
       this.#tools.log(up ? 'info' : 'warn', `uplink ${this.name}: link ${up ? 'up' : 'down'}${why}`);
       return;
     }
-    const then = comesBack(this.#vdev.kind) ? 'until it is there again' : 'for good';
+    const then = comesBack(this.#vdev) ? 'until it is there again' : 'for good';
     this.#tools.log(
       'error',
       `uplink ${this.name}: ${gone}: the port is stopped ${then}; guests still reach each other`,
     );
     this.#device = undefined;
     this.#turning = this.#turning.then(() => this.#takeOut(device));
-    if (comesBack(this.#vdev.kind)) this.#retryLater();
+    if (comesBack(this.#vdev)) this.#retryLater();
   }
 
   async #takeOut(device: UplinkDevice): Promise<void> {

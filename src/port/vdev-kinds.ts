@@ -97,7 +97,7 @@ export const VDEV_KINDS = {
       rx_iface: list(INTERFACE),
       rx_iface_in: list(INTERFACE),
       tx_iface: list(INTERFACE),
-      iface: key(INTERFACE),
+      iface: key(PLACED_INTERFACE),
       phy_mac: setting(ON_OFF, '0'),
       infinite_rx: setting(ON_OFF, '0'),
     },

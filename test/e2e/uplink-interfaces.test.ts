@@ -20,6 +20,8 @@ const LONGEST = 1400;
 interface World {
   /** the uplink's interface, as in --vdev */
   readonly iface: string;
+  /** what it is told to. Default: net_af_packet0 */
+  readonly vdev?: string;
   /** where the host is */
   readonly host: Pick<Cable, 'netns' | 'far'>;
   /** the guest's address, if it cannot be any */
@@ -84,6 +86,14 @@ const WORLDS: readonly { name: string; type: string; make: (lab: NetLab) => Worl
     },
   })),
   {
+    name: 'a cable, by net_pcap',
+    type: 'veth',
+    make: (lab) => {
+      const { near, far, netns } = lab.veth();
+      return { iface: near, vdev: 'net_pcap0', host: { netns, far } };
+    },
+  },
+  {
     name: 'VXLAN',
     type: 'vxlan',
     make: (lab) => {
@@ -138,15 +148,8 @@ for (const { name, type, make } of WORLDS) {
   const skip = why === undefined ? false : `left out: ${why}`;
   test(`an uplink on ${name}: frames pass both ways, with tags and without`, { skip, timeout: 60_000 }, async () => {
     const lab = new NetLab();
-    const { iface, host: place, mac = GUEST } = make(lab);
-    const running = await SwitchProcess.start([
-      '--vdev',
-      `net_af_packet0,iface=${iface}`,
-      '-p',
-      '0x1',
-      '--vlan',
-      'off',
-    ]);
+    const { iface, vdev = 'net_af_packet0', host: place, mac = GUEST } = make(lab);
+    const running = await SwitchProcess.start(['--vdev', `${vdev},iface=${iface}`, '-p', '0x1', '--vlan', 'off']);
     const host = new RawHost(place);
     try {
       const guest = await connectGuest({ path: running.socket, mac });
