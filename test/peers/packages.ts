@@ -9,7 +9,7 @@ import { probeNetns } from './netns.ts';
 import { PeerProcess, undoAtEnd } from './process.ts';
 
 /** A program, or set of programs, that tests or benchmarks run against. */
-export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'netns' | 'dhcp';
+export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'netns' | 'dhcp' | 'iperf3';
 
 /** What {@link ensurePeers} found or could do. */
 export interface PeersResult {
@@ -31,6 +31,7 @@ const NEEDS: Record<Peer, PeerNeeds> = {
   'dpdk-vhost': { packages: ['gcc', 'libc6-dev', 'make', 'pkg-config', 'libdpdk-dev', 'dpdk'] },
   netns: { packages: ['iproute2', 'procps'], prepare: async () => probeNetns() },
   dhcp: { packages: ['udhcpd'] },
+  iperf3: { packages: ['iperf3'] },
   ovs: { packages: ['openvswitch-switch-dpdk', 'openvswitch-switch', 'openvswitch-common'] },
 };
 
