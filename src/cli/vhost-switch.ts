@@ -12,7 +12,10 @@ const MAX_INTERVAL_S = 2147483;
 function run(options: CommandLine): Promise<void> {
   return runSwitch(options, TERMINAL, (running) => {
     const everyMs = Math.min(options.statsSeconds, MAX_INTERVAL_S) * 1000;
-    const print = () => process.stdout.write(statsTable(running.devices, process.stdout.isTTY, running.uplinks));
+    const print = () => {
+      const { devices, uplinks, lcores } = running;
+      process.stdout.write(statsTable(devices, process.stdout.isTTY, uplinks, lcores));
+    };
     const timer = everyMs > 0 ? setInterval(print, everyMs) : undefined;
     return () => clearInterval(timer);
   });

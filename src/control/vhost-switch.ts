@@ -5,7 +5,14 @@ import { LcoreGroup, type LcorePlace } from '../lcore/lcore-group.ts';
 import type { LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
-import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
+import {
+  type LcoreCounter,
+  PORT_SLOTS,
+  type PortCounter,
+  readCounters,
+  VRING_SLOTS,
+  type VringCounter,
+} from '../stats/counters.ts';
 import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig, type UplinkConfig } from '../switch/switch-config.ts';
 import { UserfaultPostcopy } from '../vhost/postcopy.ts';
 import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
@@ -16,6 +23,7 @@ import { MAX_MTU, MIN_MTU, NetDevice, type NetDeviceOptions } from '../virtio-ne
 import type { GuestAddress } from '../virtio-net/net-state.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
+import { Rebalancer } from './rebalancer.ts';
 import { macText, type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
 
 /** What a switch is made of. */
@@ -50,6 +58,12 @@ export interface VhostSwitchOptions {
   readonly queues: number;
   /** 'adaptive': an lcore without work sleeps until a guest kicks; 'busy': it never does */
   readonly poll: 'adaptive' | 'busy';
+  /** with 'adaptive': how long an lcore looks for packets in vain at most, µs; default 200 */
+  readonly spinUs?: number;
+  /** and for how much of the time it has worked, percent; default 50 */
+  readonly spinPercent?: number;
+  /** move queues from busy lcores to idle ones, looking every so many seconds; default 0: never */
+  readonly rebalanceSeconds?: number;
   /** the lcores that switch, at least one */
   readonly lcores: readonly LcorePlace[];
   /** how it switches; devices are numbered below `maxPorts`, uplinks from there on */
@@ -77,6 +91,17 @@ export interface DeviceInfo {
   /** by vring: 2n receives and 2n + 1 transmits, from the guest's side, for queue pair n; undefined if it was never started */
   readonly vrings: readonly (Record<VringCounter, number> | undefined)[];
 }
+
+/** An lcore as it is now. */
+export interface LcoreInfo {
+  /** its number */
+  readonly lcore: number;
+  /** see {@link LCORE_COUNTER_HELP} */
+  readonly counters: Record<LcoreCounter, number>;
+}
+
+const DEFAULT_SPIN_US = 200;
+const DEFAULT_SPIN_PERCENT = 50;
 
 interface Entry {
   readonly device: NetDevice;
@@ -114,6 +139,7 @@ export class VhostSwitch {
   readonly #comings: LimitedLog;
   #lcores: LcoreGroup | undefined;
   #uplinks: Uplinks | undefined;
+  #rebalancer: Rebalancer | undefined;
   /** what guests are told; undefined: the default */
   #mtu: number | undefined;
 
@@ -138,7 +164,8 @@ export class VhostSwitch {
   }
 
   async #start(): Promise<void> {
-    const { config, poll, lcores, uplinks = [], log, onFatal } = this.#options;
+    const { config, lcores, uplinks = [], log, onFatal } = this.#options;
+    const { poll: mode, spinUs = DEFAULT_SPIN_US, spinPercent = DEFAULT_SPIN_PERCENT } = this.#options;
     const events: LcoreThreadEvents = {
       onRegistered: (port, first, last) => this.#onRegistered(port, macBytes(first, last)),
       onDuplicate: (port) =>
@@ -151,6 +178,7 @@ export class VhostSwitch {
       onStuckCall: (fd) => this.#disconnect((device) => device.hasCallFd(fd), 'its call eventfd is full and blocking'),
       onDeath: onFatal,
     };
+    const poll = { mode, spinUs, spinShare: spinPercent / 100 };
     const pool = this.#pool;
     this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, {
       pool,
@@ -162,8 +190,21 @@ export class VhostSwitch {
     const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
     this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
     await this.#uplinks.addTo(this.#lcores);
+    this.#rebalance(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
+  }
+
+  #rebalance(lcores: LcoreGroup): void {
+    const { rebalanceSeconds = 0, lcores: places, log, onFatal } = this.#options;
+    if (rebalanceSeconds === 0 || places.length === 1) return;
+    this.#rebalancer = new Rebalancer(lcores, rebalanceSeconds, {
+      onMove: ({ port, pair, at }, to) => {
+        const [from, now] = [places[at].lcore, places[to].lcore];
+        log('info', `device ${port}: queue ${pair} moved from lcore ${from} to lcore ${now}, which has more time`);
+      },
+      onFailure: onFatal,
+    });
   }
 
   #open(path: string): VhostUserSocket {
@@ -299,6 +340,20 @@ export class VhostSwitch {
       }));
   }
 
+  /**
+   * Has the lcore of this index poll a device's transmit queue, that of pair `pair`. No packet is lost, and none overtakes another.
+   * Resolves to false if there is no such queue at work.
+   */
+  async moveQueue(device: number, pair: number, lcore: number): Promise<boolean> {
+    if (this.#entries[device] === undefined || this.#options.lcores[lcore] === undefined) return false;
+    return (this.#lcores as LcoreGroup).moveQueue(device, pair, lcore);
+  }
+
+  /** The lcores, in the order of the options. */
+  get lcores(): LcoreInfo[] {
+    return (this.#lcores as LcoreGroup).lcoreCounters;
+  }
+
   /** The uplinks, by number. */
   get uplinks(): UplinkInfo[] {
     return (this.#uplinks as Uplinks).info;
@@ -306,6 +361,7 @@ export class VhostSwitch {
 
   /** Closes the sockets and their connections, ends the lcores, and closes the uplinks. */
   async close(): Promise<void> {
+    await this.#rebalancer?.close();
     await Promise.all(this.#sockets.map((socket) => socket.close()));
     await this.#lcores?.stop();
     await this.#uplinks?.close();
