@@ -8,7 +8,7 @@ cache=$(realpath -m "${1:?which folder}")
 out=$cache/image
 packages=$cache/packages
 tree=$cache/tree
-modules='virtio_pci virtio_net virtio_blk virtio_rng virtio_console af_packet tun bridge 8021q'
+modules='virtio_pci virtio_net virtio_blk virtio_rng virtio_console af_packet tun bridge 8021q uio_pci_generic'
 tools='busybox-static ethtool libmnl0 iperf3 libiperf0 libsctp1 libssl3 netcat-openbsd libbsd0 libmd0 iproute2 libcap2'
 
 mkdir -p "$packages" "$out"
