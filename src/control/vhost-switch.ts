@@ -23,6 +23,7 @@ import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
 import { MAX_MTU, MIN_MTU, NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { TAP_FEATURES } from '../virtio-net/net-features.ts';
+import type { GuestAddress } from '../virtio-net/net-state.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
 import { Rebalancer } from './rebalancer.ts';
@@ -123,6 +124,10 @@ interface Entry {
   mac: string | undefined;
   /** index of the lcore that polls its first queue */
   readonly lcore: number;
+  /** the MTU that it has in its config space from the switch; undefined: the default */
+  mtu: number | undefined;
+  /** its rings are in use: the driver has been told what it has been told */
+  ready: boolean;
   /** being disconnected for what it did; that is told once, however often it shows */
   doomed: boolean;
 }
@@ -189,7 +194,12 @@ export class VhostSwitch {
     };
     const poll = { mode, spinUs, spinShare: spinPercent / 100 };
     const pool = this.#pool;
-    this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, { pool, lcores: lcores.length, log });
+    this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, {
+      pool,
+      lcores: lcores.length,
+      log,
+      onMtu: () => this.#onMtu(),
+    });
     this.#mtu = guestMtu(this.#uplinks.ports);
     const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
     this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
@@ -255,14 +265,16 @@ export class VhostSwitch {
     const lcores = this.#lcores as LcoreGroup;
     info.name = `${place}: device ${id}`;
     const device: NetDevice = new NetDevice({ ...this.#deviceOptions(id), ...own }, this.#pool, lcores, {
-      onReady: () => this.#options.log('info', `${info.name}: ready`),
-      onStopped: () => this.#options.log('info', `${info.name}: stopped`),
+      onReady: () => this.#onReady(id, true),
+      onStopped: () => this.#onReady(id, false),
       onDestroyed: () => this.#onDestroyed(id),
       onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
     });
     const { lcore, done } = lcores.addPort(id, this.#options.vlans?.get(info.path));
     const index = this.#options.lcores.findIndex((place) => place.lcore === lcore);
-    this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, lcore: index, doomed: false };
+    const { path: socket, name } = info;
+    const entry = { device, socket, name, mac: undefined, lcore: index, mtu: this.#mtu, ready: false, doomed: false };
+    this.#entries[id] = entry;
     done.catch((error) => this.#options.onFatal(error));
     this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
@@ -272,8 +284,8 @@ export class VhostSwitch {
     const { mergeable, txCsum, tso, iommu, ringReset, configSpace, postcopy } = this.#options;
     const createPostcopy = postcopy ? () => new UserfaultPostcopy() : undefined;
     const lcores = this.#lcores as LcoreGroup;
-    const knownMacs = () => lcores.known(id);
-    const onMacs = (macs: readonly Uint8Array[]) => lcores.learn(id, macs);
+    const knownAddresses = () => lcores.known(id);
+    const onAddresses = (addresses: readonly GuestAddress[]) => lcores.learn(id, addresses);
     return {
       id,
       mergeable,
@@ -284,9 +296,30 @@ export class VhostSwitch {
       configSpace,
       mtu: this.#mtu,
       createPostcopy,
-      knownMacs,
-      onMacs,
+      knownAddresses,
+      onAddresses,
     };
+  }
+
+  #onReady(id: number, ready: boolean): void {
+    const entry = this.#entries[id];
+    if (entry === undefined) return;
+    this.#options.log('info', `${entry.name}: ${ready ? 'ready' : 'stopped'}`);
+    entry.ready = ready;
+    this.#tellMtu(entry);
+  }
+
+  #onMtu(): void {
+    if (this.#uplinks === undefined) return;
+    this.#mtu = guestMtu(this.#uplinks.ports);
+    for (const entry of this.#entries) if (entry !== undefined) this.#tellMtu(entry);
+  }
+
+  /** A driver never sees its MTU change (VIRTIO 1.2 §5.1.4.1): the next one does. */
+  #tellMtu(entry: Entry): void {
+    if (entry.ready || entry.mtu === this.#mtu || this.#mtu === undefined) return;
+    entry.mtu = this.#mtu;
+    entry.device.setMtu(this.#mtu).catch((error) => this.#options.onFatal(error));
   }
 
   #onDestroyed(id: number): void {
@@ -301,7 +334,9 @@ export class VhostSwitch {
     entry.mac = macText(mac);
     const vlan = this.#tagOf(id, entry.socket);
     this.#options.print(`DATA: (${id}) MAC_ADDRESS ${entry.mac} and VLAN_TAG ${vlan} registered`);
-    this.#uplinks?.guests.add(id, mac, vlan === 0 ? [0] : [0, vlan], entry.lcore);
+    const own = this.#options.vlans?.get(entry.socket);
+    const tags = new Set([0, vlan, ...(own !== undefined && 'trunk' in own ? own.trunk : [])]);
+    this.#uplinks?.guests.add(id, mac, [...tags], entry.lcore);
   }
 
   /** The tag of a device's untagged frames on an uplink; 0 for none. */

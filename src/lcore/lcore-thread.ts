@@ -8,6 +8,7 @@ import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import { drainNow, eventfdFull } from '../sys/eventfd.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
+import type { GuestAddress } from '../virtio-net/net-state.ts';
 import type { LcoreEvents } from './lcore.ts';
 import { type Answer, CONTROL_CALLING, CONTROL_WORDS, type Command, type LcoreSetup, type News } from './mailbox.ts';
 import type { PollConfig } from './poll-pace.ts';
@@ -120,19 +121,24 @@ export class LcoreThread {
     await this.#thread.post({ type: 'startVring', port, vring, config, counters, state });
   }
 
-  /** Switches a frame as if the guest behind the port had sent it. */
+  /** Switches an untagged frame as if the guest behind the port had sent it, in each of its VLANs. */
   async inject(port: number, frame: Uint8Array): Promise<void> {
     await this.#thread.post({ type: 'inject', port, frame });
   }
 
-  /** Learns addresses, 6 bytes each, as if the guest behind the port had just used them. */
-  async learn(port: number, macs: Uint8Array): Promise<void> {
-    await this.#thread.post({ type: 'learn', port, macs });
+  /** Learns addresses, as if the guest behind the port had just used them. */
+  async learn(port: number, addresses: readonly GuestAddress[]): Promise<void> {
+    await this.#thread.post({ type: 'learn', port, addresses });
   }
 
-  /** The addresses that have been learned on a port, 6 bytes each. */
-  async known(port: number): Promise<Uint8Array> {
-    return (await this.#thread.post({ type: 'known', port })) as Uint8Array;
+  /** The addresses that have been learned on a port. */
+  async known(port: number): Promise<readonly GuestAddress[]> {
+    return (await this.#thread.post({ type: 'known', port })) as readonly GuestAddress[];
+  }
+
+  /** From now on nothing longer leaves by an uplink: see UplinkConfig. */
+  async setMtu(port: number, mtu: number): Promise<void> {
+    await this.#thread.post({ type: 'setMtu', port, mtu });
   }
 
   async stopVring(port: number, vring: number): Promise<number | undefined> {

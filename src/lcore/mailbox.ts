@@ -7,6 +7,7 @@ import type { DeviceRecipe } from '../port/devices.ts';
 import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
+import type { GuestAddress } from '../virtio-net/net-state.ts';
 import type { PollConfig } from './poll-pace.ts';
 import { type BasicSetup, CONTROL_POSTED } from './posted-thread.ts';
 
@@ -44,13 +45,15 @@ export type Command =
   | { readonly type: 'enableVring'; readonly port: number; readonly vring: number; readonly enabled: boolean }
   | { readonly type: 'setCall'; readonly port: number; readonly vring: number; readonly fd: number }
   | { readonly type: 'inject'; readonly port: number; readonly frame: Uint8Array }
-  /** addresses of 6 bytes each: to be learned on a port; and what is answered with those that are known there */
-  | { readonly type: 'learn'; readonly port: number; readonly macs: Uint8Array }
+  /** the MTU of an uplink is another */
+  | { readonly type: 'setMtu'; readonly port: number; readonly mtu: number }
+  /** addresses to be learned on a port; and what is answered with those that are known there */
+  | { readonly type: 'learn'; readonly port: number; readonly addresses: readonly GuestAddress[] }
   | { readonly type: 'known'; readonly port: number }
   | { readonly type: 'stop' };
 
 /** What a command is answered with: `stopVring` with a base, `known` with addresses. */
-export type Answer = number | Uint8Array | undefined;
+export type Answer = number | readonly GuestAddress[] | undefined;
 
 /** What an lcore tells beside that. */
 export type News =

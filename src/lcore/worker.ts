@@ -87,7 +87,10 @@ function carryOut(command: Command): Answer {
       lcore.inject(command.port, command.frame);
       return undefined;
     case 'learn':
-      lcore.learn(command.port, command.macs);
+      lcore.learn(command.port, command.addresses);
+      return undefined;
+    case 'setMtu':
+      lcore.setMtu(command.port, command.mtu);
       return undefined;
     case 'known':
       return lcore.known(command.port);

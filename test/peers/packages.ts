@@ -11,7 +11,7 @@ import { probeNetns } from './netns.ts';
 import { PeerProcess, undoAtEnd } from './process.ts';
 
 /** A program, or set of programs, that tests or benchmarks run against. */
-export type Peer = 'qemu' | 'libvirt' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'gcc' | 'netns' | 'machine';
+export type Peer = 'qemu' | 'libvirt' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'gcc' | 'netns' | 'dhcp' | 'iperf3' | 'machine';
 
 /** What {@link ensurePeers} found or could do. */
 export interface PeersResult {
@@ -45,6 +45,8 @@ const NEEDS: Record<Peer, PeerNeeds> = {
       await programsDisk();
     },
   },
+  dhcp: { packages: ['udhcpd'] },
+  iperf3: { packages: ['iperf3'] },
   ovs: { packages: ['openvswitch-switch-dpdk', 'openvswitch-switch', 'openvswitch-common'] },
 };
 
