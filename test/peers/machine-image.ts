@@ -32,21 +32,7 @@ export const PXE_ROM = '/usr/lib/ipxe/qemu/pxe-virtio.rom';
 
 /** Programs by name: the peers, what the harness starts them with, and what mkguest.sh takes. The rest is the machine's busybox. */
 const PROGRAMS = [
-  ...[
-    'sh',
-    'bash',
-    'env',
-    'realpath',
-    'setpriv',
-    'nice',
-    'stdbuf',
-    'taskset',
-    'flock',
-    'nsenter',
-    'ldd',
-    'mke2fs',
-    'ip',
-  ],
+  ...['sh', 'bash', 'env', 'realpath', 'setpriv', 'nice', 'stdbuf', 'taskset', 'flock', 'nsenter', 'ip'],
   ...['dpdk-testpmd', 'qemu-system-x86_64'],
 ];
 /** DPDK's plug-ins; it loads all that are there. */
