@@ -30,7 +30,12 @@ describe('vhost-cuse', { skip, timeout: 290_000 }, () => {
   let machine: Machine;
 
   before(async () => {
-    const compiled = ['src/cli/qemu-wrap.ts', ...COMPILED.map((name) => `test/${name}.ts`)];
+    const compiled = [
+      'src/cli/qemu-wrap-options.ts',
+      'src/launch/rewrite.ts',
+      'src/sys/exec.ts',
+      ...COMPILED.map((name) => `test/${name}.ts`),
+    ];
     machine = await Machine.start({ name: 'cuse', modules: ['tun', 'cuse', 'vhost_net'], compiled });
   });
   after(() => machine?.stop());
