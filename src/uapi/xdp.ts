@@ -29,6 +29,11 @@ export const XDP_COPY = 2;
 export const XDP_ZEROCOPY = 4;
 export const XDP_USE_NEED_WAKEUP = 8;
 
+/** In `xdp_umem_reg.flags`: chunks begin anywhere. */
+export const XDP_UMEM_UNALIGNED_CHUNK_FLAG = 1;
+/** Where chunks begin anywhere, an address says in its upper bits how far behind the chunk's beginning the frame lies. */
+export const XSK_UNALIGNED_BUF_OFFSET_SHIFT = 48;
+
 /** In a ring's flags: the kernel must be told of what is new in it. */
 export const XDP_RING_NEED_WAKEUP = 1;
 
