@@ -7,7 +7,13 @@ import { ConfigError } from '../errors.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
 import { FLAG, fold, formatHelp, givenValue, notesOn, type Option, optionName, refuseLater } from './options.ts';
 import { SWITCH } from './switch-options.ts';
-import { resolveSwitch, type SwitchSettings, uplinkNotes } from './switch-settings.ts';
+import {
+  checkZeroCopyUplink,
+  resolveSwitch,
+  type SwitchSettings,
+  uplinkNotes,
+  zeroCopyNotes,
+} from './switch-settings.ts';
 import { takeApart } from './two-sides.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */
@@ -42,6 +48,8 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
   const eal = resolveEal(given);
   const app = resolveSwitch(given);
   checkEnabled(app.enabledPorts, eal.ports.length);
+  const enabled = app.enabledPorts.map((port) => eal.ports[port]);
+  checkZeroCopyUplink(app, enabled);
   refuseLater(given);
   return {
     help,
@@ -50,7 +58,10 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
     ...eal,
     ...app,
     ignored: [...eal.ignored, ...words],
-    notes: [...eal.notes, ...uplinkNotes(given), ...notesOn(given), ...unusedPorts(eal.ports, app.enabledPorts)],
+    notes: [
+      ...[...eal.notes, ...uplinkNotes(given), ...zeroCopyNotes(given), ...notesOn(given)],
+      ...unusedPorts(eal.ports, app.enabledPorts),
+    ],
   };
 }
 

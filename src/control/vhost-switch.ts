@@ -5,8 +5,18 @@ import { LcoreGroup, type LcorePlace } from '../lcore/lcore-group.ts';
 import type { LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
-import { PORT_SLOTS, type PortCounter, readCounters, VRING_SLOTS, type VringCounter } from '../stats/counters.ts';
+import type { LaneTags } from '../net/zero-copy-program.ts';
+import {
+  LANE_SLOTS,
+  type LaneCounter,
+  PORT_SLOTS,
+  type PortCounter,
+  readCounters,
+  VRING_SLOTS,
+  type VringCounter,
+} from '../stats/counters.ts';
 import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig, type UplinkConfig } from '../switch/switch-config.ts';
+import { ETH_P_8021AD, ETH_P_8021Q } from '../uapi/ip.ts';
 import { UserfaultPostcopy } from '../vhost/postcopy.ts';
 import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
 import { VhostUserClient } from '../vhost-user/client.ts';
@@ -16,6 +26,7 @@ import { MAX_MTU, MIN_MTU, NetDevice, type NetDeviceOptions } from '../virtio-ne
 import { FAULTS } from '../virtqueue/fault.ts';
 
 import { macText, type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
+import { ZeroCopy, type ZeroCopyBuffers } from './zero-copy.ts';
 
 /** What a switch is made of. */
 export interface VhostSwitchOptions {
@@ -53,6 +64,8 @@ export interface VhostSwitchOptions {
   readonly lcores: readonly LcorePlace[];
   /** how it switches; devices are numbered below `maxPorts`, uplinks from there on */
   readonly config: SwitchConfig;
+  /** Zero copy between guests and the uplink, which must be one of net_af_xdp; not with vm2vm 1 and `mergeable`. By default none. */
+  readonly zeroCopy?: ZeroCopyBuffers | undefined;
   /** the ports by which guests reach the world; none by default */
   readonly uplinks?: readonly PortRequest[];
   /** Hears what becomes of sockets, devices and uplinks. */
@@ -75,6 +88,8 @@ export interface DeviceInfo {
   readonly counters: Record<PortCounter, number>;
   /** by vring: 2n receives and 2n + 1 transmits, from the guest's side, for queue pair n; undefined if it was never started */
   readonly vrings: readonly (Record<VringCounter, number> | undefined)[];
+  /** see {@link LANE_COUNTER_HELP}; undefined without zero copy */
+  readonly lane: Record<LaneCounter, number> | undefined;
 }
 
 interface Entry {
@@ -91,6 +106,13 @@ interface Entry {
 /** A MAC address, from its first four and last two bytes as little-endian words. */
 const macBytes = (first: number, last: number) =>
   Uint8Array.of(first, first >> 8, first >> 16, first >> 24, last, last >> 8);
+
+/** What tells a guest's frames by its lane, and what becomes of it. */
+function laneTags({ vlan }: SwitchConfig): LaneTags {
+  return { type: vlan?.guest === 'qinq' ? ETH_P_8021AD : ETH_P_8021Q, strip: vlan?.strip ?? false };
+}
+
+const laneCounters = (block: Float64Array | undefined) => block && readCounters(LANE_SLOTS, block);
 
 /** What guests are told: what leaves by every uplink. */
 function guestMtu(uplinks: readonly UplinkConfig[]): number | undefined {
@@ -109,6 +131,7 @@ export class VhostSwitch {
   readonly #comings: LimitedLog;
   #lcores: LcoreGroup | undefined;
   #uplinks: Uplinks | undefined;
+  #zeroCopy: ZeroCopy | undefined;
   /** what guests are told; undefined: the default */
   #mtu: number | undefined;
 
@@ -133,7 +156,7 @@ export class VhostSwitch {
   }
 
   async #start(): Promise<void> {
-    const { config, poll, lcores, uplinks = [], log, onFatal } = this.#options;
+    const { config, poll, lcores, uplinks = [], zeroCopy, log, onFatal } = this.#options;
     const events: LcoreThreadEvents = {
       onRegistered: (port, first, last) => this.#onRegistered(port, macBytes(first, last)),
       onDuplicate: (port) =>
@@ -147,10 +170,19 @@ export class VhostSwitch {
       onDeath: onFatal,
     };
     const pool = this.#pool;
-    this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, { pool, lcores: lcores.length, log });
+    if (zeroCopy !== undefined) this.#zeroCopy = new ZeroCopy({ pool, buffers: zeroCopy, log });
+    const lanes = this.#zeroCopy && { lanes: this.#zeroCopy, tags: laneTags(config) };
+    const tools = { pool, lcores: lcores.length, log, zeroCopy: lanes };
+    this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, tools);
     this.#mtu = guestMtu(this.#uplinks.ports);
-    const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
+    const whole = {
+      ...config,
+      maxPorts: config.maxPorts + uplinks.length,
+      uplinks: this.#uplinks.ports,
+      zeroCopy: zeroCopy !== undefined,
+    };
     this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
+    this.#zeroCopy?.useLcores(this.#lcores);
     await this.#uplinks.addTo(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
@@ -176,7 +208,7 @@ export class VhostSwitch {
     if (id >= this.#options.config.maxPorts) return undefined;
     const lcores = this.#lcores as LcoreGroup;
     info.name = `socket ${info.path}: device ${id}`;
-    const device: NetDevice = new NetDevice(this.#deviceOptions(id), this.#pool, lcores, {
+    const device: NetDevice = new NetDevice(this.#deviceOptions(id), this.#pool, this.#zeroCopy ?? lcores, {
       onReady: () => this.#options.log('info', `${info.name}: ready`),
       onStopped: () => this.#options.log('info', `${info.name}: stopped`),
       onDestroyed: () => this.#onDestroyed(id),
@@ -185,6 +217,7 @@ export class VhostSwitch {
     const { lcore, done } = lcores.addPort(id, this.#options.vlans?.get(info.path));
     const index = this.#options.lcores.findIndex((place) => place.lcore === lcore);
     this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, lcore: index, doomed: false };
+    this.#zeroCopy?.addGuest(id, info.name, () => device.memoryFiles);
     done.catch((error) => this.#options.onFatal(error));
     this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
@@ -206,6 +239,7 @@ export class VhostSwitch {
       configSpace,
       pairs: queues,
       mtu: this.#mtu,
+      inOrder: this.#zeroCopy === undefined,
       createPostcopy,
       knownMacs,
       onMacs,
@@ -225,6 +259,8 @@ export class VhostSwitch {
     const vlan = this.#tagOf(id, entry.socket);
     this.#options.print(`DATA: (${id}) MAC_ADDRESS ${entry.mac} and VLAN_TAG ${vlan} registered`);
     this.#uplinks?.guests.add(id, mac, vlan === 0 ? [0] : [0, vlan], entry.lcore);
+    const outside = this.#vlanOutside(id, entry.socket);
+    if (outside !== undefined) this.#zeroCopy?.register(id, mac, outside);
   }
 
   /** The tag of a device's untagged frames on an uplink; 0 for none. */
@@ -233,6 +269,14 @@ export class VhostSwitch {
     const vlan = vlans?.get(socket);
     if (vlan !== undefined) return 'access' in vlan ? vlan.access : (vlan.native ?? 0);
     return config.vlan?.plan === 'none' ? 0 : FIRST_DEVICE_TAG + id;
+  }
+
+  /** The one VLAN that a device's frames are in on the uplink, 0: they have no tag; undefined where there are several. */
+  #vlanOutside(id: number, socket: string): number | undefined {
+    const { vlans, config } = this.#options;
+    if (config.vlan === undefined) return 0;
+    const own = vlans?.get(socket);
+    return own !== undefined && 'trunk' in own ? undefined : this.#tagOf(id, socket);
   }
 
   /** Memory is gone that the lcore was using: zero pages take its place, and the device goes. */
@@ -260,6 +304,7 @@ export class VhostSwitch {
         socket,
         mac,
         counters: readCounters(PORT_SLOTS, lcores.counters(id)),
+        lane: laneCounters(lcores.laneCounters(id)),
         vrings: lcores.vringCounters(id).map((block) => block && readCounters(VRING_SLOTS, block)),
       }));
   }
@@ -272,6 +317,7 @@ export class VhostSwitch {
   /** Closes the sockets and their connections, ends the lcores, and closes the uplinks. */
   async close(): Promise<void> {
     await Promise.all(this.#sockets.map((socket) => socket.close()));
+    await this.#zeroCopy?.close();
     await this.#lcores?.stop();
     await this.#uplinks?.close();
     this.#comings.flush();

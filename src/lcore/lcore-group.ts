@@ -7,7 +7,8 @@
 import { packChunks } from '../mem/address-map.ts';
 import type { WindowPool } from '../mem/window.ts';
 import type { UplinkDevice } from '../port/devices.ts';
-import { addBlock, counterBlock, PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
+import { type LaneSpec, laneWords } from '../port/lane-spec.ts';
+import { addBlock, counterBlock, LANE_SLOTS, PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
 import { sharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
@@ -43,6 +44,8 @@ interface PortEntry {
   readonly blocks: readonly SharedArrayBuffer[];
   /** by vring, the counters of it (VRING_SLOTS), by lcore */
   readonly vrings: (readonly SharedArrayBuffer[])[];
+  /** of a switch with zero copy: what its lcores share of its lane, and the lane's counters (LANE_SLOTS), by lcore */
+  readonly lane: { readonly shared: SharedArrayBuffer; readonly blocks: readonly SharedArrayBuffer[] } | undefined;
 }
 
 export class LcoreGroup implements NetDatapath {
@@ -50,14 +53,17 @@ export class LcoreGroup implements NetDatapath {
   readonly #places: readonly LcorePlace[];
   readonly #ports = new Map<number, PortEntry>();
 
-  private constructor(places: readonly LcorePlace[]) {
+  readonly #zeroCopy: boolean;
+
+  private constructor(places: readonly LcorePlace[], zeroCopy: boolean) {
     this.#places = places;
+    this.#zeroCopy = zeroCopy;
   }
 
   /** Starts the threads; resolves when all poll. Rejects, with nothing left behind, when one cannot be started or pinned. */
   static async start(options: LcoreGroupOptions, events: LcoreThreadEvents): Promise<LcoreGroup> {
     const { config, poll, lcores, pool } = options;
-    const group = new LcoreGroup(lcores);
+    const group = new LcoreGroup(lcores, config.zeroCopy === true);
     const shared = lcores.length > 1 ? sharedSwitchState(config) : undefined;
     try {
       for (const { cpus } of lcores) {
@@ -75,8 +81,13 @@ export class LcoreGroup implements NetDatapath {
   addPort(port: number, vlan?: PortVlan): { lcore: number; done: Promise<void> } {
     const home = this.#leastBusy();
     const blocks = this.#threads.map(() => counterBlock(PORT_SLOTS));
-    this.#ports.set(port, { home, blocks, vrings: [] });
-    const done = Promise.all(this.#threads.map((thread, i) => thread.addPort(port, blocks[i], vlan))).then(() => {});
+    const lane = this.#zeroCopy
+      ? { shared: laneWords(), blocks: this.#threads.map(() => counterBlock(LANE_SLOTS)) }
+      : undefined;
+    this.#ports.set(port, { home, blocks, vrings: [], lane });
+    const place = (i: number) => lane && { shared: lane.shared, counters: lane.blocks[i] };
+    const all = this.#threads.map((thread, i) => thread.addPort(port, blocks[i], vlan, place(i)));
+    const done = Promise.all(all).then(() => {});
     return { lcore: this.#places[home].lcore, done };
   }
 
@@ -86,7 +97,7 @@ export class LcoreGroup implements NetDatapath {
    */
   async addDevice(port: number, device: UplinkDevice): Promise<void> {
     const blocks = this.#ports.get(port)?.blocks ?? this.#threads.map(() => counterBlock(PORT_SLOTS));
-    this.#ports.set(port, { home: 0, blocks, vrings: [] });
+    this.#ports.set(port, { home: 0, blocks, vrings: [], lane: undefined });
     const { length } = this.#threads;
     await Promise.all(this.#threads.map((thread, i) => thread.addDevice(port, blocks[i], device.recipe(i, length))));
   }
@@ -164,6 +175,36 @@ export class LcoreGroup implements NetDatapath {
     const entry = this.#ports.get(port);
     if (entry === undefined) throw new RangeError(`no port ${port}`);
     return entry;
+  }
+
+  /** Opens a guest's lane, on the lcore that polls its first pair. The words that all share of it are `laneShared`. */
+  async openLane(port: number, spec: LaneSpec): Promise<void> {
+    const { home, lane } = this.#entry(port);
+    if (lane === undefined) throw new RangeError(`port ${port} has no lane`);
+    await this.#threads[home].openLane(port, spec, lane.blocks[home]);
+  }
+
+  /** LANE_WORDS of a port of a switch with zero copy. */
+  laneShared(port: number): Int32Array {
+    const { lane } = this.#entry(port);
+    if (lane === undefined) throw new RangeError(`port ${port} has no lane`);
+    return new Int32Array(lane.shared);
+  }
+
+  /** Has a lane take no more frames of the guest. @returns buffers that the guest has yet to get back */
+  settleLane(port: number): Promise<number> {
+    return this.#threads[this.#entry(port).home].settleLane(port);
+  }
+
+  /** The guest gets back what its lane has; the kernel must write no more. */
+  closeLane(port: number): Promise<void> {
+    return this.#threads[this.#entry(port).home].closeLane(port);
+  }
+
+  /** The counters (LANE_SLOTS) of a port's lane; undefined without zero copy. */
+  laneCounters(port: number): Float64Array | undefined {
+    const { lane } = this.#entry(port);
+    return lane && sum(lane.blocks, counterBlock(LANE_SLOTS));
   }
 
   /** A port's counters (PORT_SLOTS), of all lcores together, as they are now. */

@@ -6,6 +6,7 @@ import { Worker } from 'node:worker_threads';
 import { SwitchError } from '../errors.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import type { DeviceRecipe } from '../port/devices.ts';
+import type { LaneSpec } from '../port/lane-spec.ts';
 import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
 import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
@@ -22,6 +23,7 @@ import {
   type Letter,
   type Report,
 } from './mailbox.ts';
+import type { LanePlace } from './port-table.ts';
 import { workerUrl } from './worker-url.ts';
 
 interface Waiting {
@@ -165,8 +167,26 @@ export class LcoreThread {
     return answer;
   }
 
-  async addPort(port: number, counters: SharedArrayBuffer, vlan: PortVlan | undefined): Promise<void> {
-    await this.#post({ type: 'addPort', port, counters, vlan });
+  async addPort(
+    port: number,
+    counters: SharedArrayBuffer,
+    vlan: PortVlan | undefined,
+    lane: LanePlace | undefined,
+  ): Promise<void> {
+    await this.#post({ type: 'addPort', port, counters, vlan, lane });
+  }
+
+  async openLane(port: number, spec: LaneSpec, counters: SharedArrayBuffer): Promise<void> {
+    await this.#post({ type: 'openLane', port, spec, counters });
+  }
+
+  /** @returns buffers that the guest has yet to get back */
+  async settleLane(port: number): Promise<number> {
+    return (await this.#post({ type: 'settleLane', port })) as number;
+  }
+
+  async closeLane(port: number): Promise<void> {
+    await this.#post({ type: 'closeLane', port });
   }
 
   async addDevice(port: number, counters: SharedArrayBuffer, recipe: DeviceRecipe): Promise<void> {

@@ -5,6 +5,8 @@
 import type { WindowHandle, WindowViews } from '../mem/window.ts';
 import type { DevicePort } from '../port/device-port.ts';
 import type { DeviceRecipe } from '../port/devices.ts';
+import type { Lane } from '../port/lane.ts';
+import type { LaneSpec } from '../port/lane-spec.ts';
 import type { Port } from '../port/port.ts';
 import { RxRetry } from '../port/rx-retry.ts';
 import { LCORE_SLOTS, PORT_SLOTS } from '../stats/counters.ts';
@@ -15,7 +17,7 @@ import { makeSwitching, type Switching } from '../switch/switching.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import { NO_FD } from '../vhost/vhost-device.ts';
-import { PortTable, type RingEvents } from './port-table.ts';
+import { type LanePlace, PortTable, type RingEvents } from './port-table.ts';
 
 /** What an lcore tells the main thread. An address is two words as in MacTable. */
 export interface LcoreEvents extends RingEvents {
@@ -55,7 +57,7 @@ export class Lcore {
     this.#config = config;
     this.counters = counters;
     this.#retry = new RxRetry(config.rxRetry?.num, config.rxRetry?.delayUs);
-    this.#table = new PortTable(config.maxPorts, caller, bounce, events, this.#retry);
+    this.#table = new PortTable(config.maxPorts, caller, bounce, events, this.#retry, config.zeroCopy);
     this.#bounce = this.#table.addWindow(bounce);
     this.#learner = new Learner(
       config,
@@ -119,7 +121,7 @@ export class Lcore {
   get mustLook(): boolean {
     const { guestQueues, devices } = this.#table;
     if (guestQueues.some(({ port, queue }) => port.txRing(queue)?.kickFd === NO_FD)) return true;
-    return devices.some((port) => port.queues > 0 && port.eventFds.length === 0);
+    return devices.some((port) => (port.queues > 0 && port.eventFds.length === 0) || port.impatient === true);
   }
 
   /** Has the ports send what they hold back: to be called about every 100 µs while busy, and in every round with nothing to do. */
@@ -170,15 +172,29 @@ export class Lcore {
     return macs;
   }
 
-  /** @param vlan the device's own VLANs; without, it is in those of the switch's plan */
-  addPort(id: number, counters: SharedArrayBuffer, vlan?: PortVlan): void {
-    this.#table.addPort(id, counters);
+  /** @param vlan the device's own VLANs; without, it is in those of the switch's plan @param lane of a switch with zero copy */
+  addPort(id: number, counters: SharedArrayBuffer, vlan?: PortVlan, lane?: LanePlace): void {
+    this.#table.addPort(id, counters, lane);
     this.#switching.classifier.setPort(id, vlan);
   }
 
   /** A port that is no guest: an uplink. @returns it */
   addDevice(id: number, counters: SharedArrayBuffer, recipe: DeviceRecipe): DevicePort {
     return this.#table.addDevice(id, counters, recipe);
+  }
+
+  /** As PortTable's. */
+  openLane(id: number, spec: LaneSpec, counters: SharedArrayBuffer): Lane {
+    return this.#table.openLane(id, spec, counters);
+  }
+
+  /** The lane of guest `id`, if it has one. */
+  lane(id: number): Lane | undefined {
+    return this.#table.lane(id);
+  }
+
+  closeLane(id: number): void {
+    this.#table.closeLane(id);
   }
 
   /** Port `id` if it is no guest's. */

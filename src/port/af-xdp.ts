@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { SwitchError, SysError } from '../errors.ts';
 import { firstOffset, mapInto, openWindow, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle } from '../mem/window.ts';
 import { xdpProgram } from '../net/steering-program.ts';
+import { laneProgram } from '../net/zero-copy-program.ts';
 import { attachXdp, BpfMap, loadProgram, mapIndex } from '../sys/bpf.ts';
 import { takesTagsOff } from '../sys/ethtool.ts';
 import { createMemfd } from '../sys/memory.ts';
@@ -48,6 +49,7 @@ import {
 import { type AfXdpSpec, XDP_BOUNCE_BYTES } from './af-xdp-port.ts';
 import { xdpRefusal } from './af-xdp-refusal.ts';
 import type { DeviceOpening, OpenedDevice } from './device-port.ts';
+import { type LaneExit, LaneSteering } from './lane-steering.ts';
 import { LinkWatch } from './link-watch.ts';
 import { Steering } from './steering.ts';
 import { describeInterface, findUplink, type InterfacePlace, interfacePlace } from './uplink-interface.ts';
@@ -166,6 +168,8 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
    * number.
    */
   steering: Steering | undefined;
+  /** Which guest's lane each {address, VLAN} goes to, where guests may have lanes: then there is no steering. */
+  lanes: LaneSteering | undefined;
   /** how frames come and go */
   mode: XdpMode = 'skb';
   notes: readonly string[] = [];
@@ -230,7 +234,13 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     if (steer_queues > 1) this.steering = new Steering(steer_queues);
     const map = new BpfMap(BPF_MAP_TYPE_XSKMAP, 4, 4, (start_queue + queue_count) * steer_queues, 'sockets');
     this.#fds.push(map.fd);
-    await this.#attach(xdpProgram(map.fd, steer_queues, this.steering?.maps));
+    const { lanes } = this.#opening;
+    if (lanes !== undefined) this.lanes = new LaneSteering(this.#exit);
+    await this.#attach(
+      lanes === undefined || this.lanes === undefined
+        ? xdpProgram(map.fd, steer_queues, this.steering?.maps)
+        : laneProgram({ sockets: map.fd, ...this.lanes.maps }, lanes),
+    );
     for (let group = 0; group < queue_count; group++) await this.#openGroup(group);
     this.#bounceOff = this.#allocate(lcores * XDP_BOUNCE_BYTES);
     for (const { fd, group, steered } of this.#sockets) {
@@ -243,6 +253,11 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
       setPromiscuous(fd, this.#index);
       if (takesTagsOff(this.#place.name)) this.notes = [tagsLost(this.#place)];
     });
+  }
+
+  get #exit(): LaneExit {
+    const { netns, name } = this.#place;
+    return { name, index: this.#index, netns, mtu: this.mtu };
   }
 
   #inNetns<T>(use: () => T): T {
@@ -371,6 +386,7 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     this.#watch.close();
     for (const fd of this.#fds) closeSync(fd);
     this.steering?.close();
+    this.lanes?.close();
     if (this.#nextOff > this.#firstOff) unmapFrom(this.#window, this.#firstOff, this.#nextOff - this.#firstOff);
     for (const { fd } of this.#sockets) closeSync(fd);
     this.#opening.pool.release(this.#window);
