@@ -12,6 +12,7 @@ import { dpdkVhostPeer } from './peers/dpdk-vhost.ts';
 import { ownPeer } from './peers/ours.ts';
 import { ovsPeer } from './peers/ovs.ts';
 import type { BenchPeer, BenchPeerOptions } from './peers/peer.ts';
+import { referencePeer } from './peers/reference.ts';
 import { testpmdPeer } from './peers/testpmd.ts';
 import type { PeerResult } from './report.ts';
 
@@ -32,6 +33,7 @@ export const PEERS: Record<string, { needs?: Peer; make: (options: BenchPeerOpti
   testpmd: { needs: 'dpdk', make: testpmdPeer },
   'dpdk-vhost': { needs: 'dpdk-vhost', make: dpdkVhostPeer },
   ovs: { needs: 'ovs', make: ovsPeer },
+  reference: { needs: 'gcc', make: referencePeer },
 };
 
 export const WARM_UP_SECONDS = '1';

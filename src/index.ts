@@ -15,7 +15,7 @@ export { FLAG, integer, type Option, TEXT, type ValueType } from './cli/options.
 export { DeviceHost, type DeviceHostOptions, type DeviceType, ReadOnlyConfig } from './control/device-host.ts';
 export type { PortRequest, UplinkInfo } from './control/uplinks.ts';
 export { VhostHost, type VhostHostEvents, type VhostHostOptions } from './control/vhost-host.ts';
-export { type DeviceInfo, VhostSwitch, type VhostSwitchOptions } from './control/vhost-switch.ts';
+export { type DeviceInfo, type LcoreInfo, VhostSwitch, type VhostSwitchOptions } from './control/vhost-switch.ts';
 export type { ZeroCopyBuffers } from './control/zero-copy.ts';
 export { ConfigError, type ConfigErrorCode, ProtocolError, SwitchError, SysError } from './errors.ts';
 export type { LcorePlace } from './lcore/lcore-group.ts';
@@ -32,6 +32,8 @@ export { VirtioUser, type VirtioUserOptions } from './port/virtio-user.ts';
 export {
   LANE_COUNTER_HELP,
   type LaneCounter,
+  LCORE_COUNTER_HELP,
+  type LcoreCounter,
   PORT_COUNTER_HELP,
   PORT_SLOTS,
   type PortCounter,

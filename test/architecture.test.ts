@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 /** A room imports itself and those above it, never those below. */
 const ROOMS = [
   ...['uapi', 'net', 'stats', 'sys', 'mem', 'virtqueue', 'vhost', 'virtio-net', 'vhost-user', 'vhost-cuse'],
-  ...['port', 'switch', 'lcore', 'control', 'testpmd', 'cli'],
+  ...['port', 'switch', 'lcore', 'control', 'launch', 'doctor', 'testpmd', 'cli'],
 ];
 /** The room whose files alone may import these packages. */
 const PACKAGES: Readonly<Record<string, string>> = { koffi: 'sys' };

@@ -86,6 +86,7 @@ export function helpText(): string {
   const ignoredNames = EAL_IGNORED.map(optionName).join(', ');
   return `usage: vhost-switch [EAL options] -- [application options]
        vhost-switch [options of both kinds]
+       vhost-switch doctor [options], which says what is in the way: vhost-switch doctor --help
 
 Switches Ethernet packets between virtual machines that connect to its vhost-user sockets.
 

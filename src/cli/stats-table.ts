@@ -2,7 +2,7 @@
  * The sample program's statistics: what `--stats N` prints every N seconds.
  */
 import type { UplinkInfo } from '../control/uplinks.ts';
-import type { DeviceInfo } from '../control/vhost-switch.ts';
+import type { DeviceInfo, LcoreInfo } from '../control/vhost-switch.ts';
 import { type PortCounter, rxDropped, txDropped } from '../stats/counters.ts';
 
 const CLEAR_SCREEN = '\x1b[2J\x1b[1;1H';
@@ -37,11 +37,23 @@ function rows(counters: Record<PortCounter, number>, into: string, out: string):
   ];
 }
 
+/** What an lcore has done with its time. */
+function times({ busy_us, idle_us, sleep_us, sleeps }: LcoreInfo['counters']): string[] {
+  const ms = (us: number) => Math.round(us / 1000);
+  return [
+    row('Busy ms', ms(busy_us)),
+    row('Idle ms', ms(idle_us)),
+    row('Asleep ms', ms(sleep_us)),
+    row('Sleeps', sleeps),
+  ];
+}
+
 /** The whole table; it clears the screen first where there is one. Of uplinks RX is what came from the network. */
 export function statsTable(
   devices: readonly DeviceInfo[],
   screen: boolean,
   uplinks: readonly Pick<UplinkInfo, 'name' | 'counters'>[] = [],
+  lcores: readonly LcoreInfo[] = [],
 ): string {
   const lines = [`${screen ? CLEAR_SCREEN : ''}Device statistics ====================================`];
   for (const { id, counters, lane } of devices) {
@@ -49,6 +61,7 @@ export function statsTable(
     lines.push(...laneRows(lane));
   }
   for (const { name, counters } of uplinks) lines.push(heading(`uplink ${name}`), ...rows(counters, 'RX', 'TX'));
+  for (const { lcore, counters } of lcores) lines.push(heading(`lcore ${lcore}`), ...times(counters));
   lines.push('======================================================', '');
   return lines.join('\n');
 }

@@ -8,6 +8,7 @@ const INT32_MAX = 2147483647;
 const MAX_TIMER_SECONDS = 2147483;
 const MAX_MACS = 1048576;
 const MAX_PORTS = 32;
+const MAX_SPIN_US = 1000000;
 
 const DESC_COUNT: ValueType<number> = {
   range: '0..4096, a power of two or 0',
@@ -101,6 +102,27 @@ export const SWITCH = {
     choice('adaptive', 'busy'),
     'adaptive',
     'adaptive = sleep when idle; busy = never sleep',
+  ),
+  spinUs: setting(
+    'spin',
+    'USEC',
+    integer(0, MAX_SPIN_US),
+    '200',
+    'adaptive: how long an lcore looks for packets in vain at most',
+  ),
+  spinPercent: setting(
+    'spin-share',
+    'PERCENT',
+    integer(0, 100),
+    '50',
+    'adaptive: and for how much of the time that it has worked',
+  ),
+  rebalanceSeconds: setting(
+    'rebalance',
+    'SECONDS',
+    integer(0, MAX_TIMER_SECONDS),
+    '0',
+    'move queues from busy lcores to idle ones, looking at this interval; 0 = never',
   ),
   stats: setting('stats', 'SECONDS', integer(0, INT32_MAX), '0', 'print statistics at this interval; 0 = never'),
   seconds: setting('seconds', 'SECONDS', integer(0, MAX_TIMER_SECONDS), '0', 'stop after so long; 0 = at Ctrl-C'),

@@ -38,6 +38,11 @@ export interface SwitchSettings {
   readonly queues: number;
   readonly learning: 'dynamic' | 'first';
   readonly poll: 'adaptive' | 'busy';
+  /** How long an lcore looks for packets in vain before it sleeps: at most so many µs, and so much of the time that it has worked. */
+  readonly spinUs: number;
+  readonly spinPercent: number;
+  /** Seconds between two looks at how busy the lcores are, 0 = none. */
+  readonly rebalanceSeconds: number;
   /** Seconds between two tables of statistics, 0 = none; up to 2^31 - 1, more than a timer holds. */
   readonly statsSeconds: number;
   /** Stop after so many seconds, 0 = never. */
@@ -100,6 +105,9 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
     queues: valueOrDefault(given, SWITCH.queues),
     learning: valueOrDefault(given, SWITCH.learning),
     poll: valueOrDefault(given, SWITCH.poll),
+    spinUs: valueOrDefault(given, SWITCH.spinUs),
+    spinPercent: valueOrDefault(given, SWITCH.spinPercent),
+    rebalanceSeconds: valueOrDefault(given, SWITCH.rebalanceSeconds),
     statsSeconds: valueOrDefault(given, SWITCH.stats),
     seconds: valueOrDefault(given, SWITCH.seconds),
     macAgeing: valueOrDefault(given, SWITCH.macAgeing),

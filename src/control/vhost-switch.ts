@@ -9,6 +9,7 @@ import type { LaneTags } from '../net/zero-copy-program.ts';
 import {
   LANE_SLOTS,
   type LaneCounter,
+  type LcoreCounter,
   PORT_SLOTS,
   type PortCounter,
   readCounters,
@@ -25,6 +26,7 @@ import { VhostUserServer } from '../vhost-user/server.ts';
 import { MAX_MTU, MIN_MTU, NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
+import { Rebalancer } from './rebalancer.ts';
 import { macText, type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
 import { ZeroCopy, type ZeroCopyBuffers } from './zero-copy.ts';
 
@@ -60,6 +62,12 @@ export interface VhostSwitchOptions {
   readonly queues: number;
   /** 'adaptive': an lcore without work sleeps until a guest kicks; 'busy': it never does */
   readonly poll: 'adaptive' | 'busy';
+  /** with 'adaptive': how long an lcore looks for packets in vain at most, µs; default 200 */
+  readonly spinUs?: number;
+  /** and for how much of the time it has worked, percent; default 50 */
+  readonly spinPercent?: number;
+  /** move queues from busy lcores to idle ones, looking every so many seconds; default 0: never */
+  readonly rebalanceSeconds?: number;
   /** the lcores that switch, at least one */
   readonly lcores: readonly LcorePlace[];
   /** how it switches; devices are numbered below `maxPorts`, uplinks from there on */
@@ -91,6 +99,17 @@ export interface DeviceInfo {
   /** see {@link LANE_COUNTER_HELP}; undefined without zero copy */
   readonly lane: Record<LaneCounter, number> | undefined;
 }
+
+/** An lcore as it is now. */
+export interface LcoreInfo {
+  /** its number */
+  readonly lcore: number;
+  /** see {@link LCORE_COUNTER_HELP} */
+  readonly counters: Record<LcoreCounter, number>;
+}
+
+const DEFAULT_SPIN_US = 200;
+const DEFAULT_SPIN_PERCENT = 50;
 
 interface Entry {
   readonly device: NetDevice;
@@ -132,6 +151,7 @@ export class VhostSwitch {
   #lcores: LcoreGroup | undefined;
   #uplinks: Uplinks | undefined;
   #zeroCopy: ZeroCopy | undefined;
+  #rebalancer: Rebalancer | undefined;
   /** what guests are told; undefined: the default */
   #mtu: number | undefined;
 
@@ -156,7 +176,8 @@ export class VhostSwitch {
   }
 
   async #start(): Promise<void> {
-    const { config, poll, lcores, uplinks = [], zeroCopy, log, onFatal } = this.#options;
+    const { config, lcores, uplinks = [], zeroCopy, log, onFatal } = this.#options;
+    const { poll: mode, spinUs = DEFAULT_SPIN_US, spinPercent = DEFAULT_SPIN_PERCENT } = this.#options;
     const events: LcoreThreadEvents = {
       onRegistered: (port, first, last) => this.#onRegistered(port, macBytes(first, last)),
       onDuplicate: (port) =>
@@ -169,6 +190,7 @@ export class VhostSwitch {
       onStuckCall: (fd) => this.#disconnect((device) => device.hasCallFd(fd), 'its call eventfd is full and blocking'),
       onDeath: onFatal,
     };
+    const poll = { mode, spinUs, spinShare: spinPercent / 100 };
     const pool = this.#pool;
     if (zeroCopy !== undefined) this.#zeroCopy = new ZeroCopy({ pool, buffers: zeroCopy, log });
     const lanes = this.#zeroCopy && { lanes: this.#zeroCopy, tags: laneTags(config) };
@@ -184,8 +206,21 @@ export class VhostSwitch {
     this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
     this.#zeroCopy?.useLcores(this.#lcores);
     await this.#uplinks.addTo(this.#lcores);
+    this.#rebalance(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
+  }
+
+  #rebalance(lcores: LcoreGroup): void {
+    const { rebalanceSeconds = 0, lcores: places, log, onFatal } = this.#options;
+    if (rebalanceSeconds === 0 || places.length === 1) return;
+    this.#rebalancer = new Rebalancer(lcores, rebalanceSeconds, {
+      onMove: ({ port, pair, at }, to) => {
+        const [from, now] = [places[at].lcore, places[to].lcore];
+        log('info', `device ${port}: queue ${pair} moved from lcore ${from} to lcore ${now}, which has more time`);
+      },
+      onFailure: onFatal,
+    });
   }
 
   #open(path: string): VhostUserSocket {
@@ -309,6 +344,20 @@ export class VhostSwitch {
       }));
   }
 
+  /**
+   * Has the lcore of this index poll a device's transmit queue, that of pair `pair`. No packet is lost, and none overtakes another.
+   * Resolves to false if there is no such queue at work.
+   */
+  async moveQueue(device: number, pair: number, lcore: number): Promise<boolean> {
+    if (this.#entries[device] === undefined || this.#options.lcores[lcore] === undefined) return false;
+    return (this.#lcores as LcoreGroup).moveQueue(device, pair, lcore);
+  }
+
+  /** The lcores, in the order of the options. */
+  get lcores(): LcoreInfo[] {
+    return (this.#lcores as LcoreGroup).lcoreCounters;
+  }
+
   /** The uplinks, by number. */
   get uplinks(): UplinkInfo[] {
     return (this.#uplinks as Uplinks).info;
@@ -316,6 +365,7 @@ export class VhostSwitch {
 
   /** Closes the sockets and their connections, ends the lcores, and closes the uplinks. */
   async close(): Promise<void> {
+    await this.#rebalancer?.close();
     await Promise.all(this.#sockets.map((socket) => socket.close()));
     await this.#zeroCopy?.close();
     await this.#lcores?.stop();

@@ -1,14 +1,23 @@
 /**
  * The lcores of one switch together, as the devices have them: what all must know is told to all, what one does to one.
  *
- * A transmit queue is polled by one lcore: a device's first by that with the fewest devices, its others by those behind it. Into a
- * receive queue any lcore delivers, under the ring's lock.
+ * A transmit queue is polled by one lcore: a device's first by that with the fewest devices, its others by those behind it, until they are
+ * moved. Into a receive queue any lcore delivers, under the ring's lock.
  */
 import { packChunks } from '../mem/address-map.ts';
 import type { WindowPool } from '../mem/window.ts';
 import type { UplinkDevice } from '../port/devices.ts';
 import { type LaneSpec, laneWords } from '../port/lane-spec.ts';
-import { addBlock, counterBlock, LANE_SLOTS, PORT_SLOTS, VRING_SLOTS } from '../stats/counters.ts';
+import {
+  addBlock,
+  counterBlock,
+  LANE_SLOTS,
+  LCORE_SLOTS,
+  type LcoreCounter,
+  PORT_SLOTS,
+  readCounters,
+  VRING_SLOTS,
+} from '../stats/counters.ts';
 import { sharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
@@ -16,6 +25,7 @@ import type { NetDatapath } from '../virtio-net/net-datapath.ts';
 import { isTransmit } from '../virtio-net/net-vring.ts';
 import { sharedRingState } from '../virtqueue/vring.ts';
 import { LcoreThread, type LcoreThreadEvents } from './lcore-thread.ts';
+import type { PollConfig } from './poll-pace.ts';
 
 /** An lcore's number, and the CPUs its thread runs on; none for any. */
 export interface LcorePlace {
@@ -27,7 +37,7 @@ export interface LcorePlace {
 
 export interface LcoreGroupOptions {
   readonly config: SwitchConfig;
-  readonly poll: 'adaptive' | 'busy';
+  readonly poll: PollConfig;
   /** at least one */
   readonly lcores: readonly LcorePlace[];
   /** each lcore keeps a window of it */
@@ -36,16 +46,33 @@ export interface LcoreGroupOptions {
 
 const MAC_BYTES = 6;
 
+/** A transmit queue that is polled. */
+export interface TransmitQueue {
+  readonly port: number;
+  readonly pair: number;
+  readonly vring: number;
+  /** index of the lcore that polls it */
+  readonly at: number;
+}
+
 /** What the group knows of a port. */
 interface PortEntry {
-  /** index of the lcore that polls its first transmit queue */
+  /** index of the lcore that polls its first transmit queue to begin with */
   readonly home: number;
+  /** by pair, the indexes of the lcores that its transmit queues have been moved to */
+  readonly moved: Map<number, number>;
+  /** the transmit queues that have been started, by vring */
+  readonly started: Map<number, VringConfig>;
+  /** while a queue is being moved: all that comes meanwhile waits */
+  moving: Promise<boolean> | undefined;
   /** its counters (PORT_SLOTS), by lcore */
   readonly blocks: readonly SharedArrayBuffer[];
   /** by vring, the counters of it (VRING_SLOTS), by lcore */
   readonly vrings: (readonly SharedArrayBuffer[])[];
   /** of a switch with zero copy: what its lcores share of its lane, and the lane's counters (LANE_SLOTS), by lcore */
   readonly lane: { readonly shared: SharedArrayBuffer; readonly blocks: readonly SharedArrayBuffer[] } | undefined;
+  /** its first transmit queue stays where it is: a lane is open there, or about to be */
+  laneHeld: boolean;
 }
 
 export class LcoreGroup implements NetDatapath {
@@ -84,7 +111,7 @@ export class LcoreGroup implements NetDatapath {
     const lane = this.#zeroCopy
       ? { shared: laneWords(), blocks: this.#threads.map(() => counterBlock(LANE_SLOTS)) }
       : undefined;
-    this.#ports.set(port, { home, blocks, vrings: [], lane });
+    this.#ports.set(port, { ...newEntry(home, blocks), lane });
     const place = (i: number) => lane && { shared: lane.shared, counters: lane.blocks[i] };
     const all = this.#threads.map((thread, i) => thread.addPort(port, blocks[i], vlan, place(i)));
     const done = Promise.all(all).then(() => {});
@@ -97,7 +124,7 @@ export class LcoreGroup implements NetDatapath {
    */
   async addDevice(port: number, device: UplinkDevice): Promise<void> {
     const blocks = this.#ports.get(port)?.blocks ?? this.#threads.map(() => counterBlock(PORT_SLOTS));
-    this.#ports.set(port, { home: 0, blocks, vrings: [], lane: undefined });
+    this.#ports.set(port, newEntry(0, blocks));
     const { length } = this.#threads;
     await Promise.all(this.#threads.map((thread, i) => thread.addDevice(port, blocks[i], device.recipe(i, length))));
   }
@@ -110,6 +137,7 @@ export class LcoreGroup implements NetDatapath {
   }
 
   async removePort(port: number): Promise<void> {
+    await this.#entry(port).moving;
     await Promise.all(this.#threads.map((thread) => thread.removePort(port)));
     this.#ports.delete(port);
   }
@@ -120,12 +148,15 @@ export class LcoreGroup implements NetDatapath {
   }
 
   async setMemory(port: number, memory: DeviceMemory): Promise<void> {
+    await this.#entry(port).moving;
     const packed = { ...memory, chunks: packChunks(memory.chunks) };
     await Promise.all(this.#threads.map((thread) => thread.setMemory(port, packed)));
   }
 
   async startVring(port: number, vring: number, config: VringConfig): Promise<void> {
-    const { vrings } = this.#entry(port);
+    const { vrings, started, moving } = this.#entry(port);
+    await moving;
+    if (isTransmit(vring)) started.set(vring, config);
     vrings[vring] ??= this.#threads.map(() => counterBlock(VRING_SLOTS));
     const users = this.#users(port, vring);
     const state = users.length > 1 ? sharedRingState(config.ring) : undefined;
@@ -135,17 +166,66 @@ export class LcoreGroup implements NetDatapath {
 
   /** One lcore after the other: where the ring stands is what the last one says. Nothing is in flight between bursts. */
   async stopVring(port: number, vring: number): Promise<number | undefined> {
+    const { started, moving } = this.#entry(port);
+    await moving;
+    started.delete(vring);
     let base: number | undefined;
     for (const i of this.#users(port, vring)) base = await this.#threads[i].stopVring(port, vring);
     return base;
   }
 
   async enableVring(port: number, vring: number, enabled: boolean): Promise<void> {
+    const { started, moving } = this.#entry(port);
+    await moving;
+    const config = started.get(vring);
+    if (config !== undefined) started.set(vring, { ...config, enabled });
     await Promise.all(this.#users(port, vring).map((i) => this.#threads[i].enableVring(port, vring, enabled)));
   }
 
   async setCall(port: number, vring: number, fd: number): Promise<void> {
+    const { started, moving } = this.#entry(port);
+    await moving;
+    const config = started.get(vring);
+    if (config !== undefined) started.set(vring, { ...config, ring: { ...config.ring, callFd: fd } });
     await Promise.all(this.#users(port, vring).map((i) => this.#threads[i].setCall(port, vring, fd)));
+  }
+
+  /** The transmit queues at work that may be moved: of which pair of which port, and the index of the lcore that polls it. */
+  get transmitQueues(): TransmitQueue[] {
+    return [...this.#ports].flatMap(([port, { started, laneHeld }]) =>
+      [...started.keys()]
+        .filter((vring) => !(laneHeld && vring >> 1 === 0))
+        .map((vring) => ({ port, pair: vring >> 1, vring, at: this.#owner(port, vring >> 1) })),
+    );
+  }
+
+  /**
+   * Has another lcore poll a transmit queue: that of index `to`. Its packets wait meanwhile; none is lost, and none overtakes another.
+   * Resolves to false if the queue is not at work.
+   */
+  moveQueue(port: number, pair: number, to: number): Promise<boolean> {
+    const entry = this.#entry(port);
+    const before = entry.moving ?? Promise.resolve(true);
+    const moving: Promise<boolean> = before
+      .then(() => this.#move(port, pair, to))
+      .finally(() => {
+        if (entry.moving === moving) entry.moving = undefined;
+      });
+    entry.moving = moving;
+    return moving;
+  }
+
+  async #move(port: number, pair: number, to: number): Promise<boolean> {
+    const { started, moved, vrings, laneHeld } = this.#entry(port);
+    const vring = 2 * pair + 1;
+    const config = started.get(vring);
+    if (config === undefined || (laneHeld && pair === 0)) return false;
+    const base = await this.#threads[this.#owner(port, pair)].stopVring(port, vring);
+    if (base === undefined) return false;
+    moved.set(pair, to);
+    const place = { ...config, ring: { ...config.ring, base } };
+    await this.#threads[to].startVring(port, vring, place, vrings[vring][to], undefined);
+    return true;
   }
 
   async inject(port: number, frame: Uint8Array): Promise<void> {
@@ -167,8 +247,13 @@ export class LcoreGroup implements NetDatapath {
 
   /** Indexes of the lcores that use a vring. */
   #users(port: number, vring: number): number[] {
-    const all = [...this.#threads.keys()];
-    return isTransmit(vring) ? [(this.#entry(port).home + (vring >> 1)) % all.length] : all;
+    return isTransmit(vring) ? [this.#owner(port, vring >> 1)] : [...this.#threads.keys()];
+  }
+
+  /** The index of the lcore that polls a pair's transmit queue. */
+  #owner(port: number, pair: number): number {
+    const { home, moved } = this.#entry(port);
+    return moved.get(pair) ?? (home + pair) % this.#threads.length;
   }
 
   #entry(port: number): PortEntry {
@@ -177,11 +262,20 @@ export class LcoreGroup implements NetDatapath {
     return entry;
   }
 
-  /** Opens a guest's lane, on the lcore that polls its first pair. The words that all share of it are `laneShared`. */
+  /** Opens a guest's lane, on the lcore that polls its first transmit queue, which is not moved until the lane is closed. */
   async openLane(port: number, spec: LaneSpec): Promise<void> {
-    const { home, lane } = this.#entry(port);
+    const entry = this.#entry(port);
+    const { lane } = entry;
     if (lane === undefined) throw new RangeError(`port ${port} has no lane`);
-    await this.#threads[home].openLane(port, spec, lane.blocks[home]);
+    entry.laneHeld = true;
+    try {
+      await entry.moving;
+      const at = this.#owner(port, 0);
+      await this.#threads[at].openLane(port, spec, lane.blocks[at]);
+    } catch (error) {
+      entry.laneHeld = false;
+      throw error;
+    }
   }
 
   /** LANE_WORDS of a port of a switch with zero copy. */
@@ -193,12 +287,13 @@ export class LcoreGroup implements NetDatapath {
 
   /** Has a lane take no more frames of the guest. @returns buffers that the guest has yet to get back */
   settleLane(port: number): Promise<number> {
-    return this.#threads[this.#entry(port).home].settleLane(port);
+    return this.#threads[this.#owner(port, 0)].settleLane(port);
   }
 
   /** The guest gets back what its lane has; the kernel must write no more. */
-  closeLane(port: number): Promise<void> {
-    return this.#threads[this.#entry(port).home].closeLane(port);
+  async closeLane(port: number): Promise<void> {
+    await this.#threads[this.#owner(port, 0)].closeLane(port);
+    this.#entry(port).laneHeld = false;
   }
 
   /** The counters (LANE_SLOTS) of a port's lane; undefined without zero copy. */
@@ -217,10 +312,30 @@ export class LcoreGroup implements NetDatapath {
     return Array.from(this.#entry(port).vrings, (blocks) => blocks && sum(blocks, counterBlock(VRING_SLOTS)));
   }
 
+  /** What each lcore has done, by its number. */
+  get lcoreCounters(): { readonly lcore: number; readonly counters: Record<LcoreCounter, number> }[] {
+    return this.#threads.map(({ counters }, i) => {
+      return { lcore: this.#places[i].lcore, counters: readCounters(LCORE_SLOTS, counters) };
+    });
+  }
+
   /** Ends the threads; resolves when they have gone. */
   async stop(): Promise<void> {
     await Promise.all(this.#threads.map((thread) => thread.stop()));
   }
+}
+
+function newEntry(home: number, blocks: readonly SharedArrayBuffer[]): PortEntry {
+  return {
+    home,
+    moved: new Map(),
+    started: new Map(),
+    moving: undefined,
+    blocks,
+    vrings: [],
+    lane: undefined,
+    laneHeld: false,
+  };
 }
 
 function sum(blocks: readonly SharedArrayBuffer[], into: SharedArrayBuffer): Float64Array {

@@ -23,6 +23,7 @@ import {
   type Letter,
   type Report,
 } from './mailbox.ts';
+import type { PollConfig } from './poll-pace.ts';
 import type { LanePlace } from './port-table.ts';
 import { workerUrl } from './worker-url.ts';
 
@@ -44,7 +45,7 @@ export interface LcoreThreadEvents extends LcoreEvents {
 
 export interface LcoreOptions {
   readonly config: SwitchConfig;
-  readonly poll: 'adaptive' | 'busy';
+  readonly poll: PollConfig;
   /** CPUs to run on, or none for any */
   readonly cpus: readonly number[];
   /** a window of the lcore's own, which it keeps until it is stopped */

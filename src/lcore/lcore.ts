@@ -29,6 +29,10 @@ export interface LcoreEvents extends RingEvents {
 const INJECT_OFF = 65536;
 const FRONTS_OFF = 2 ** 19;
 const MAC_BYTES = 6;
+/** The longest sleep: the MAC table ages meanwhile. */
+const MAX_SLEEP_MS = 1000;
+/** The longest sleep while a ring has no kick eventfd: its guest waits for us as long. */
+const MAX_NAP_MS = 1;
 
 export class Lcore {
   readonly #config: SwitchConfig;
@@ -104,24 +108,31 @@ export class Lcore {
     for (const port of this.#table.devices) port.tick?.();
   }
 
-  /** Asks the guests to kick from now on. @returns false if frames have come meanwhile: then it is no time to sleep */
-  prepareSleep(): boolean {
-    for (const port of this.#table.guests) port.lookAhead();
-    for (const { port, queue } of this.#table.guestQueues) {
-      const ring = port.txRing(queue);
-      if (ring === undefined) continue;
-      ring.wantKicks();
-      if (ring.refresh() > 0) return false;
-    }
-    for (const port of this.#table.devices) if (!port.prepareSleep()) return false;
-    return true;
+  /** Queues that are polled in a round. */
+  get queues(): number {
+    return this.#table.polled.length;
   }
 
-  /** True while some guest has given no eventfd to kick by, or another port has none: those must be looked at again and again. */
-  get mustLook(): boolean {
-    const { guestQueues, devices } = this.#table;
-    if (guestQueues.some(({ port, queue }) => port.txRing(queue)?.kickFd === NO_FD)) return true;
-    return devices.some((port) => (port.queues > 0 && port.eventFds.length === 0) || port.impatient === true);
+  /**
+   * Asks the guests to kick from now on. @returns how long to sleep at most, ms: 0 if frames have come meanwhile, and not long while some
+   * guest has given no eventfd to kick by, or another port has none: those must be looked at again and again
+   */
+  prepareSleep(): number {
+    const { guests, guestQueues, devices } = this.#table;
+    let ms = MAX_SLEEP_MS;
+    for (const port of guests) port.lookAhead();
+    for (const { port, queue } of guestQueues) {
+      const ring = port.txRing(queue);
+      if (ring === undefined) continue;
+      if (ring.kickFd === NO_FD) ms = MAX_NAP_MS;
+      ring.wantKicks();
+      if (ring.refresh() > 0) return 0;
+    }
+    for (const port of devices) {
+      if (!port.prepareSleep()) return 0;
+      if ((port.queues > 0 && port.eventFds.length === 0) || port.impatient === true) ms = MAX_NAP_MS;
+    }
+    return ms;
   }
 
   /** Has the ports send what they hold back: to be called about every 100 µs while busy, and in every round with nothing to do. */

@@ -11,6 +11,7 @@ import type { LaneSpec } from '../port/lane-spec.ts';
 import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
+import type { PollConfig } from './poll-pace.ts';
 import type { LanePlace } from './port-table.ts';
 
 /** Words of the control block. */
@@ -96,7 +97,7 @@ export interface LcoreSetup {
   readonly wakeFd: number;
   /** CPUs to run on, or none for any */
   readonly cpus: readonly number[];
-  readonly poll: 'adaptive' | 'busy';
+  readonly poll: PollConfig;
   readonly config: SwitchConfig;
   /** memory of the lcore's own */
   readonly bounce: WindowHandle;

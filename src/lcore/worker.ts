@@ -4,7 +4,7 @@
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { LCORE_SLOTS } from '../stats/counters.ts';
 import { pinThread } from '../sys/affinity.ts';
-import { Caller, drain, Epoll } from '../sys/eventfd.ts';
+import { Caller, Epoll } from '../sys/eventfd.ts';
 import { isTransmit } from '../virtio-net/net-vring.ts';
 import { Lcore, type LcoreEvents } from './lcore.ts';
 import {
@@ -16,14 +16,10 @@ import {
   type Letter,
   type Report,
 } from './mailbox.ts';
+import { PollPace } from './poll-pace.ts';
 
-/** Empty rounds between two looks at the clock, and how long they go on before the lcore sleeps. */
-const ROUNDS_PER_LOOK = 64;
-const IDLE_BEFORE_SLEEP_MS = 0.2;
-/** The longest sleep: the MAC table ages meanwhile. */
-const MAX_SLEEP_MS = 1000;
-/** The longest sleep while a guest's rings have no kick eventfd: it waits for us as long. */
-const MAX_NAP_MS = 1;
+/** Queues looked at in vain between two looks at the clock: two or three microseconds. */
+const QUEUES_PER_LOOK = 128;
 /** Rounds with work after which what ports hold back is sent: about 100 µs. */
 const BUSY_ROUNDS_PER_DRAIN = 32;
 /** Looks at the clock while busy: a burst takes a few microseconds. */
@@ -45,8 +41,12 @@ const events: LcoreEvents = {
 const caller = new Caller(control, CONTROL_CALLING);
 const lcore = new Lcore(setup.config, counters, caller, setup.bounce, events, setup.shared);
 
+const pace = new PollPace(setup.poll, counters, performance.now());
+
 let stopping = false;
 let seen = 0;
+/** empty rounds between two looks at the clock */
+let roundsPerLook = QUEUES_PER_LOOK;
 /** kick eventfds in the epoll set, by port and vring */
 const kicks = new Map<string, number>();
 
@@ -129,6 +129,7 @@ function readMail(): void {
       report({ type: 'done', epoch, error: error instanceof Error ? error.message : String(error) });
     }
   }
+  roundsPerLook = Math.ceil(QUEUES_PER_LOOK / Math.max(1, lcore.queues));
 }
 
 let lastTick = -1;
@@ -139,37 +140,42 @@ function tick(nowMs: number): void {
   lcore.tick(now);
 }
 
-/** Sleeps until a guest kicks, the main thread posts or `MAX_SLEEP_MS` have passed. */
+/** Sleeps until a guest kicks, the main thread posts or the time is up. */
 function sleep(): void {
-  if (lcore.prepareSleep() && Atomics.load(control, CONTROL_POSTED) === seen) {
+  const ms = lcore.prepareSleep();
+  if (ms > 0 && Atomics.load(control, CONTROL_POSTED) === seen) {
     counters[LCORE_SLOTS.sleeps]++;
-    epoll.wait(lcore.mustLook ? MAX_NAP_MS : MAX_SLEEP_MS);
-    drain(setup.wakeFd);
+    epoll.wait(ms);
+    pace.slept(performance.now());
   }
   lcore.wake();
 }
 
 function run(): void {
-  let idleSince = 0;
+  let worked = false;
   let empty = 0;
   let rounds = 0;
   while (!stopping) {
     if (Atomics.load(control, CONTROL_POSTED) !== seen) readMail();
     if (lcore.poll() > 0) {
+      worked = true;
       empty = 0;
       if (++rounds % BUSY_ROUNDS_PER_DRAIN === 0) lcore.drain();
-      if (rounds % BUSY_ROUNDS_PER_LOOK === 0) tick(performance.now());
+      if (rounds % BUSY_ROUNDS_PER_LOOK === 0) {
+        const now = performance.now();
+        tick(now);
+        pace.worked(now);
+      }
       continue;
     }
     lcore.drain();
-    if (++empty % ROUNDS_PER_LOOK !== 0) continue;
+    if (++empty < roundsPerLook) continue;
+    empty = 0;
     const now = performance.now();
     tick(now);
-    if (empty === ROUNDS_PER_LOOK) idleSince = now;
-    if (setup.poll === 'adaptive' && now - idleSince >= IDLE_BEFORE_SLEEP_MS) {
-      sleep();
-      empty = 0;
-    }
+    if (worked) pace.worked(now);
+    else if (pace.lookedInVain(now)) sleep();
+    worked = false;
   }
 }
 

@@ -94,6 +94,9 @@ const LCORE_COUNTERS = {
   bursts: 'bursts switched',
   sleeps: 'times it went to sleep',
   commands: 'commands carried out for the main thread',
+  busy_us: 'time with packets, in microseconds',
+  idle_us: 'time looking for packets in vain',
+  sleep_us: 'time asleep',
 } as const;
 
 /** Maps each counter's name to its slot. */
@@ -119,6 +122,10 @@ export type LaneCounter = keyof typeof LANE_COUNTERS;
 /** What each of a lane's counters counts. */
 export const LANE_COUNTER_HELP: Readonly<Record<LaneCounter, string>> = LANE_COUNTERS;
 export const LANE_SLOTS = slots(LANE_COUNTERS);
+/** The name of an lcore's counter. */
+export type LcoreCounter = keyof typeof LCORE_COUNTERS;
+/** What each of an lcore's counters counts. */
+export const LCORE_COUNTER_HELP: Readonly<Record<LcoreCounter, string>> = LCORE_COUNTERS;
 export const LCORE_SLOTS = slots(LCORE_COUNTERS);
 
 /** A fresh block of zeros for the table's counters. */

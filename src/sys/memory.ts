@@ -86,19 +86,25 @@ export function pageSize(fd: number): number {
   return type === HUGETLBFS_MAGIC ? bsize : 4096;
 }
 
-/** File systems that a program or another machine serves: an access takes as long as they like. */
-const SERVED = /^(fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|coda|lustre)/;
+/** The seals of a memory file, as bits F_SEAL_…; undefined where a file cannot have any. */
+export function fileSeals(fd: number): number | undefined {
+  const seals = c.fcntl(fd, F_GET_SEALS, 0);
+  return seals < 0 ? undefined : seals;
+}
+
+/** Types of file systems that a program or another machine serves: an access takes as long as they like. */
+export const SERVED_FILE_SYSTEM = /^(fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|coda|lustre)/;
 
 /**
  * True if the file lies in memory or on a disk of this machine, so that touching a mapping of it makes us wait for nobody. Asks no
  * file system, which alone might take for ever: memory files have seals, others are judged by their mount.
  */
 export function isLocalFile(fd: number): boolean {
-  if (c.fcntl(fd, F_GET_SEALS, 0) >= 0) return true;
+  if (fileSeals(fd) !== undefined) return true;
   const mount = /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1];
   const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
   const type = / - (\S+) /.exec(mounts.find((line) => line.startsWith(`${mount} `)) ?? '')?.[1];
-  return type !== undefined && !SERVED.test(type);
+  return type !== undefined && !SERVED_FILE_SYSTEM.test(type);
 }
 
 /**
@@ -106,8 +112,8 @@ export function isLocalFile(fd: number): boolean {
  * @returns false where the file takes no seals (a plain tmpfs or hugetlbfs file, a sealed-off memfd).
  */
 export function sealAgainstShrinking(fd: number): boolean {
-  const seals = c.fcntl(fd, F_GET_SEALS, 0);
-  if (seals < 0) return false;
+  const seals = fileSeals(fd);
+  if (seals === undefined) return false;
   if ((seals & F_SEAL_SHRINK) !== 0) return true;
   return c.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) === 0;
 }

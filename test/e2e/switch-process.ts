@@ -10,6 +10,8 @@ export const DEMO = fileURLToPath(new URL('../../src/cli/demo.ts', import.meta.u
 
 /** Time for everything that takes milliseconds, on a machine that is busy with guests under emulation. */
 const PATIENCE_MS = 10_000;
+/** Four lcores on a busy machine with two CPUs begin slowly. */
+const START_MS = 30_000;
 /** USER_HZ: the unit of times in /proc/PID/stat. */
 const TICKS_PER_SECOND = 100;
 
@@ -67,7 +69,7 @@ export class SwitchProcess {
   static async start(args: readonly string[] = [], options: SwitchProcessOptions = {}): Promise<SwitchProcess> {
     const started = new SwitchProcess(args, options);
     try {
-      await started.line(options.up ?? /listening on /);
+      await started.line(options.up ?? /listening on /, 0, START_MS);
       return started;
     } catch (error) {
       await started.kill();

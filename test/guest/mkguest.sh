@@ -8,7 +8,7 @@ cache=$(realpath -m "${1:?which folder}")
 out=$cache/image
 packages=$cache/packages
 tree=$cache/tree
-modules='virtio_pci virtio_net virtio_blk virtio_rng virtio_console af_packet tun'
+modules='virtio_pci virtio_net virtio_blk virtio_rng virtio_console af_packet tun uio_pci_generic'
 tools='busybox-static ethtool libmnl0 iperf3 libiperf0 libsctp1 libssl3 netcat-openbsd libbsd0 libmd0'
 
 mkdir -p "$packages" "$out"

@@ -9,7 +9,7 @@ import { probeNetns } from './netns.ts';
 import { PeerProcess, undoAtEnd } from './process.ts';
 
 /** A program, or set of programs, that tests or benchmarks run against. */
-export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'netns';
+export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'gcc' | 'netns';
 
 /** What {@link ensurePeers} found or could do. */
 export interface PeersResult {
@@ -27,6 +27,7 @@ const NEEDS: Record<Peer, PeerNeeds> = {
   // the guest image is unpacked from packages that are fetched, not installed: see test/guest/mkguest.sh
   qemu: { packages: ['qemu-system-x86', 'xz-utils'], prepare: () => guestImage() },
   dpdk: { packages: ['dpdk', 'dpdk-dev'] }, // Debian has dpdk-testpmd in dpdk-dev
+  gcc: { packages: ['gcc', 'libc6-dev'] },
   // the sample's source is in dpdk-doc, which bench/peers/dpdk-vhost.ts fetches and unpacks without installing it
   'dpdk-vhost': { packages: ['gcc', 'libc6-dev', 'make', 'pkg-config', 'libdpdk-dev', 'dpdk'] },
   netns: { packages: ['iproute2', 'procps'], prepare: async () => probeNetns() },

@@ -20,8 +20,8 @@ export interface QemuGuestOptions {
   ip?: string;
   /** Default 192. Above 2816 a q35 has some of it above 4 GiB, as a second region. */
   memoryMiB?: number;
-  /** What guest memory is: memfd; a file in /dev/shm; a file in the temporary folder. Default memfd. */
-  memory?: 'memfd' | 'shm' | 'file';
+  /** What guest memory is: memfd; a file in /dev/shm; a file in the temporary folder; what QEMU has by itself. Default memfd. */
+  memory?: 'memfd' | 'shm' | 'file' | 'own';
   /** Room for memory hot-plug, see `QemuGuest.plugMemory`. Default none. */
   hotplug?: { slots: number; maxMiB: number };
   /** Virtual CPUs; default: as many as queues. */
@@ -96,8 +96,8 @@ export function qemuArguments(options: QemuGuestOptions, places: QemuPlaces): st
   append.push(...(options.kernelArgs ?? []));
   const memory = [`${memoryMiB}`, ...(hotplug ? [`slots=${hotplug.slots}`, `maxmem=${hotplug.maxMiB}M`] : [])];
   return [
-    ...['-name', name, '-accel', places.accel, '-M', 'q35,memory-backend=mem', '-smp', String(cpus)],
-    ...['-m', memory.join(','), '-object', memoryBackend(options, places)],
+    ...['-name', name, '-accel', places.accel, '-smp', String(cpus), '-m', memory.join(',')],
+    ...machineArguments(options, places),
     ...['-nodefaults', '-no-user-config', '-display', 'none'],
     ...['-kernel', places.kernel, '-initrd', places.initrd, '-append', append.join(' ')],
     ...['-chardev', `file,id=log,path=${places.path('log')}`, '-serial', 'chardev:log'],
@@ -114,6 +114,11 @@ export function qemuArguments(options: QemuGuestOptions, places: QemuPlaces): st
     ...(options.incoming ? ['-incoming', 'defer'] : []),
     ...(options.args ?? []),
   ];
+}
+
+function machineArguments(options: QemuGuestOptions, places: QemuPlaces): string[] {
+  if (options.memory === 'own') return ['-M', 'q35'];
+  return ['-M', 'q35,memory-backend=mem', '-object', memoryBackend(options, places)];
 }
 
 function memoryBackend({ memory = 'memfd', memoryMiB = 192, name }: QemuGuestOptions, places: QemuPlaces): string {

@@ -315,10 +315,10 @@ for (const format of FORMATS) {
     const { on, guest, pages } = start(format);
     guest.send(frame(B, A));
     on.settle();
-    assert.equal(on.lcore.prepareSleep(), true);
+    assert.ok(on.lcore.prepareSleep() > 0);
     on.lcore.wake();
     pages.map('read', guest.txSlot(1).addr);
-    assert.equal(on.lcore.prepareSleep(), false, 'there is work again');
+    assert.equal(on.lcore.prepareSleep(), 0, 'there is work again');
   });
 
   test(`iotlb, ${format} ring: a fault is one still`, () => {

@@ -140,10 +140,10 @@ test('stopped: a ring goes on where it was when it is started again, and nothing
 for (const eventIdx of [false, true])
   test(`sleep: ${eventIdx ? 'with' : 'without'} event index guests are asked to kick, unless they have sent meanwhile`, () => {
     const [sender] = start({}, { eventIdx });
-    assert.equal(on.lcore.prepareSleep(), true);
+    assert.ok(on.lcore.prepareSleep() > 0);
     assert.equal(sender.tx.kicksWanted, true);
     sender.send(frame(B, A));
-    assert.equal(on.lcore.prepareSleep(), false);
+    assert.equal(on.lcore.prepareSleep(), 0);
     on.lcore.wake();
     assert.equal(sender.tx.kicksWanted, false);
     on.settle();

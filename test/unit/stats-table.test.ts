@@ -26,3 +26,19 @@ test('statistics: an uplink is shown behind the devices, with what has come in a
     '',
   ]);
 });
+
+test('statistics: an lcore is shown with what it did with its time', () => {
+  const counters = { rounds: 9, bursts: 8, sleeps: 7, commands: 6, busy_us: 1499, idle_us: 2_000_500, sleep_us: 12e6 };
+  assert.deepEqual(
+    statsTable([], false, [], [{ lcore: 3, counters }])
+      .split('\n')
+      .slice(1, 6),
+    [
+      'Statistics for lcore 3 -------------------------------',
+      'Busy ms:                1',
+      'Idle ms:                2001',
+      'Asleep ms:              12000',
+      'Sleeps:                 7',
+    ],
+  );
+});
