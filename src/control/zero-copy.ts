@@ -3,7 +3,6 @@
  * Whatever stands in the way, the guest is served by copying.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { SwitchError } from '../errors.ts';
 import type { LcoreGroup } from '../lcore/lcore-group.ts';
 import type { MappedFile } from '../mem/guest-memory.ts';
 import type { WindowPool } from '../mem/window.ts';
@@ -273,8 +272,8 @@ export class ZeroCopy implements NetDatapath {
       while ((await this.#below.settleLane(id)) > 0 && performance.now() < giveUpAt) await sleep(SETTLE_STEP_MS);
       await this.#below.closeLane(id);
     } catch (error) {
-      // the lcores have ended: nobody uses it any more
-      if (!(error instanceof SwitchError) || error.code !== 'LCORE_STOPPED') throw error;
+      // the lcore has failed, which is told elsewhere: what it had of the guest is lost
+      this.#log.log('error', `${guest.name}: its buffers are lost: ${(error as Error).message}`);
     } finally {
       lane.close();
     }
