@@ -7,6 +7,7 @@ import { USAGE as TCP_USAGE, tcp } from './tcp.ts';
 import { USAGE as UPLINK_USAGE, uplink } from './uplink.ts';
 import { USAGE as UPLINK_TCP_USAGE, uplinkTcp } from './uplink-tcp.ts';
 import { USAGE as VM2VM_USAGE, vm2vm } from './vm2vm.ts';
+import { USAGE as ZERO_COPY_USAGE, zeroCopy } from './zero-copy.ts';
 
 const BENCHMARKS: Record<string, { usage: string; run: (argv: readonly string[]) => Promise<void> }> = {
   vm2vm: { usage: VM2VM_USAGE, run: vm2vm },
@@ -17,6 +18,7 @@ const BENCHMARKS: Record<string, { usage: string; run: (argv: readonly string[])
   tcp: { usage: TCP_USAGE, run: tcp },
   uplink: { usage: UPLINK_USAGE, run: uplink },
   'uplink-tcp': { usage: UPLINK_TCP_USAGE, run: uplinkTcp },
+  'zero-copy': { usage: ZERO_COPY_USAGE, run: zeroCopy },
 };
 
 const [name, ...argv] = process.argv.slice(2);

@@ -3,10 +3,10 @@
  * world's end of its uplink. Prints one line of JSON.
  *
  *   node bench/uplink-load.ts --socket S --interface FAR --direction up|down|both [--core 1] [--size 64] [--gso] [--ring 256]
- *                             [--burst 32] [--seconds 2] [--warmup 0.5]
+ *                             [--burst 32] [--seconds 2] [--warmup 0.5] [--plain] [--watch PID]
  *   node bench/uplink-load.ts --interface FAR --direction limit …     what the sender at the world's end can do, without a switch
  */
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 import { VirtioUser } from '../src/port/virtio-user.ts';
@@ -39,6 +39,8 @@ const ON_THE_WAY = 16;
 const TURNS_PER_LOOK_AT_CLOCK = 64;
 /** Payload of the segments that a frame of 64 KiB stands for: MTU 1500, IPv4, no TCP options. */
 const MSS = 1460;
+/** 1000 / USER_HZ: the unit of times in /proc/PID/stat. */
+const MS_PER_TICK = 10;
 const GUEST = 0;
 const WORLD = 1;
 
@@ -54,6 +56,10 @@ const { values: args } = parseArgs({
     burst: { type: 'string', default: '32' },
     seconds: { type: 'string', default: '2' },
     warmup: { type: 'string', default: '0.5' },
+    // without mergeable receive buffers
+    plain: { type: 'boolean', default: false },
+    // the switch, of whose busiest thread the processor time is told
+    watch: { type: 'string' },
   },
 });
 const { gso, direction } = args;
@@ -104,7 +110,7 @@ const NET_HEADER =
 async function connect(path: string): Promise<VirtioUser> {
   const features = featureMask(
     VIRTIO_F_VERSION_1,
-    VIRTIO_NET_F_MRG_RXBUF,
+    ...(args.plain ? [] : [VIRTIO_NET_F_MRG_RXBUF]),
     VIRTIO_RING_F_EVENT_IDX,
     ...(gso ? [VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_GUEST_TSO4] : []),
   );
@@ -228,6 +234,26 @@ function preemptions(): number {
   return Number(/^nonvoluntary_ctxt_switches:\s*(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[1]);
 }
 
+/** Processor time of each thread of a process so far, ms: in the program, and in the kernel for it. */
+function threadTimes(pid: string): Map<string, { user: number; system: number }> {
+  return new Map(
+    readdirSync(`/proc/${pid}/task`).map((thread) => {
+      const stat = readFileSync(`/proc/${pid}/task/${thread}/stat`, 'utf8');
+      const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+      return [thread, { user: Number(fields[11]) * MS_PER_TICK, system: Number(fields[12]) * MS_PER_TICK }];
+    }),
+  );
+}
+
+/** What the thread that has worked most since `before` has used. */
+function busiest(pid: string, before: ReturnType<typeof threadTimes>): { user: number; system: number } {
+  const used = [...threadTimes(pid)].map(([thread, { user, system }]) => {
+    const was = before.get(thread) ?? { user, system };
+    return { user: user - was.user, system: system - was.system };
+  });
+  return used.reduce((most, one) => (one.user + one.system > most.user + most.system ? one : most));
+}
+
 function count(port: StaticPort | undefined, sender: WorldSender | undefined) {
   const { packets, bytes } = receivedAt(far);
   return {
@@ -252,9 +278,12 @@ const way = (sent: number, received: number, seconds: number) => ({
 function measure(port: StaticPort | undefined, sender: WorldSender | undefined) {
   if (up && port !== undefined) port.start(false);
   drive(port, sender, Number(args.warmup));
+  const { watch } = args;
+  const times = watch === undefined ? undefined : threadTimes(watch);
   const before = count(port, sender);
   const { seconds, turns } = drive(port, sender, Number(args.seconds));
   const after = count(port, sender);
+  const cpuMs = watch === undefined || times === undefined ? undefined : busiest(watch, times);
   for (let quietAt = performance.now() + QUIET_MS; port !== undefined && performance.now() < quietAt; )
     if (port.drain()) quietAt = performance.now() + QUIET_MS;
   const directions: Record<string, ReturnType<typeof way>> = {};
@@ -281,6 +310,7 @@ function measure(port: StaticPort | undefined, sender: WorldSender | undefined) 
     directions,
     inOrder,
     preempted: after.preempted - before.preempted,
+    cpuMs,
     /** looks at the guest's transmit ring that found less than a burst: with none the guest would be the limit */
     waitPercent: direction === 'up' ? 100 * (1 - (after.foundTx - before.foundTx) / turns) : undefined,
   };

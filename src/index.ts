@@ -16,6 +16,7 @@ export { DeviceHost, type DeviceHostOptions, type DeviceType, ReadOnlyConfig } f
 export type { PortRequest, UplinkInfo } from './control/uplinks.ts';
 export { VhostHost, type VhostHostEvents, type VhostHostOptions } from './control/vhost-host.ts';
 export { type DeviceInfo, type LcoreInfo, VhostSwitch, type VhostSwitchOptions } from './control/vhost-switch.ts';
+export type { ZeroCopyBuffers } from './control/zero-copy.ts';
 export { ConfigError, type ConfigErrorCode, ProtocolError, SwitchError, SysError } from './errors.ts';
 export type { LcorePlace } from './lcore/lcore-group.ts';
 export type { WindowViews } from './mem/window.ts';
@@ -29,6 +30,8 @@ export { parseVdev, type Vdev } from './port/vdev.ts';
 export type { VhostPort } from './port/vhost-port.ts';
 export { VirtioUser, type VirtioUserOptions } from './port/virtio-user.ts';
 export {
+  LANE_COUNTER_HELP,
+  type LaneCounter,
   LCORE_COUNTER_HELP,
   type LcoreCounter,
   PORT_COUNTER_HELP,

@@ -75,14 +75,19 @@ export interface UplinkPeer {
   readonly memory: string;
   /** The socket it listens on, from `start` to `stop`. */
   readonly socket: string;
+  /** Its process, from `start` to `stop`. */
+  readonly pid: number;
   /** Returns when the socket accepts connections and the uplink is open. @param gso guests may leave segmentation undone */
   start(kind: UplinkKind, gso: boolean): Promise<void>;
   /** May be called at any time. */
   stop(): Promise<void>;
 }
 
-/** Our own switch on one polling lcore. */
-export function ownUplink({ core, dir }: BenchPeerOptions): UplinkPeer {
+/** How our own switch is used, where nothing else is said. */
+const BUSY_MERGEABLE = ['--poll', 'busy', '--mergeable', '1'];
+
+/** Our own switch on one lcore. @param how its options, beside uplink and socket */
+export function ownUplink({ core, dir }: BenchPeerOptions, how: readonly string[] = BUSY_MERGEABLE): UplinkPeer {
   const socket = join(dir, 'ours');
   const { version } = JSON.parse(readFileSync(join(ROOT, 'package.json'), 'utf8')) as { version: string };
   let child: PeerProcess | undefined;
@@ -91,14 +96,17 @@ export function ownUplink({ core, dir }: BenchPeerOptions): UplinkPeer {
     version: `${version}, Node ${process.version}`,
     memory: 'no packet buffers',
     socket,
+    get pid() {
+      return child?.pid ?? 0;
+    },
     async start({ vdev }, gso) {
       child = new PeerProcess({
         name: 'vhost-switch',
         command: process.execPath,
         args: [
           join(ROOT, 'dist/cli/vhost-switch.js'),
-          ...['-l', String(core), '--vdev', vdev, '--', '-p', '0x1', '--vlan', 'off', '--poll', 'busy'],
-          ...['--mergeable', '1', ...(gso ? ['--tso', '1'] : []), '--socket-file', socket],
+          ...['-l', String(core), '--vdev', vdev, '--', '-p', '0x1', '--vlan', 'off', ...how],
+          ...[...(gso ? ['--tso', '1'] : []), '--socket-file', socket],
         ],
         cwd: dir,
       });
@@ -125,6 +133,9 @@ export function testpmdUplink({ core, dir }: BenchPeerOptions): UplinkPeer {
     name: 'DPDK testpmd, mac forwarding',
     version: packageVersion('dpdk-dev') ?? 'unknown',
     socket,
+    get pid() {
+      return testpmd?.pid ?? 0;
+    },
     get memory() {
       return pages === undefined ? 'not started' : describeMemory(pages);
     },

@@ -8,7 +8,13 @@ import { cuseNotes } from './cuse-settings.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
 import { FLAG, fold, formatHelp, givenValue, notesOn, type Option, optionName, refuseLater } from './options.ts';
 import { SWITCH } from './switch-options.ts';
-import { resolveSwitch, type SwitchSettings, uplinkNotes } from './switch-settings.ts';
+import {
+  checkZeroCopyUplink,
+  resolveSwitch,
+  type SwitchSettings,
+  uplinkNotes,
+  zeroCopyNotes,
+} from './switch-settings.ts';
 import { takeApart } from './two-sides.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */
@@ -43,6 +49,8 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
   const eal = resolveEal(given);
   const app = resolveSwitch(given);
   checkEnabled(app.enabledPorts, eal.ports.length);
+  const enabled = app.enabledPorts.map((port) => eal.ports[port]);
+  checkZeroCopyUplink(app, enabled);
   refuseLater(given);
   return {
     help,
@@ -54,6 +62,7 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
     notes: [
       ...eal.notes,
       ...uplinkNotes(given),
+      ...zeroCopyNotes(given),
       ...cuseNotes(given),
       ...notesOn(given),
       ...unusedPorts(eal.ports, app.enabledPorts),

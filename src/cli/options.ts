@@ -25,10 +25,8 @@ export interface Option<T = unknown> {
   readonly repeats?: true;
   /** What it does, in a few words for the help. */
   readonly help: string;
-  /** The option (or its value `laterValue` alone) needs a later version: why, and what to do instead. */
+  /** The option needs a later version: why, and what to do instead. */
   readonly later?: string;
-  /** The only value that needs a later version. */
-  readonly laterValue?: string;
   /** Said to a user who gives the option. */
   readonly note?: string;
 }
@@ -180,11 +178,8 @@ export function notesOn(given: readonly Given[]): string[] {
 /** Throws ConfigError at the first option that needs a later version. */
 export function refuseLater(given: readonly Given[]): void {
   for (const one of lastOfEach(given)) {
-    const { later, laterValue, type } = one.row;
-    if (later === undefined) continue;
-    if (laterValue === undefined || one.value === type.parse(laterValue)) {
-      throw faultOf(one, 'CONFIG_NOT_YET', later);
-    }
+    const { later } = one.row;
+    if (later !== undefined) throw faultOf(one, 'CONFIG_NOT_YET', later);
   }
 }
 
@@ -215,7 +210,7 @@ function factsInHelp(row: Option): string {
   if (row.value !== undefined && row.type !== TEXT && row.type.range !== row.value) facts.push(row.type.range);
   if (row.default !== undefined) facts.push(`default ${row.default}`);
   if (row.repeats) facts.push('may be repeated');
-  if (row.later !== undefined) facts.push(`${row.laterValue === undefined ? '' : `${row.laterValue}: `}later version`);
+  if (row.later !== undefined) facts.push('later version');
   return facts.length === 0 ? '' : `(${facts.join('; ')})`;
 }
 

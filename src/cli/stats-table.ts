@@ -7,7 +7,7 @@ import { type PortCounter, rxDropped, txDropped } from '../stats/counters.ts';
 
 const CLEAR_SCREEN = '\x1b[2J\x1b[1;1H';
 
-const row = (label: string, value: number) => `${`${label}:`.padEnd(24)}${value}`;
+const row = (label: string, value: number) => `${`${label}: `.padEnd(24)}${value}`;
 
 /** Counters that name a drop and are not zero. */
 function drops(counters: Record<PortCounter, number>): string[] {
@@ -15,6 +15,10 @@ function drops(counters: Record<PortCounter, number>): string[] {
     .filter(([name, value]) => /_drop_|_fault_|_refused|_failed|_missed/.test(name) && value > 0)
     .map(([name, value]) => row(`  ${name}`, value));
 }
+
+/** What passed without a copy, and what did not; nothing without zero copy. */
+const laneRows = (lane: DeviceInfo['lane']): string[] =>
+  Object.entries(lane ?? {}).map(([name, value]) => row(`  zero copy ${name}`, value));
 
 const heading = (what: string) => `Statistics for ${what} `.padEnd(54, '-');
 
@@ -52,8 +56,10 @@ export function statsTable(
   lcores: readonly LcoreInfo[] = [],
 ): string {
   const lines = [`${screen ? CLEAR_SCREEN : ''}Device statistics ====================================`];
-  for (const { id, counters } of devices)
+  for (const { id, counters, lane } of devices) {
     lines.push(`Statistics for device ${id} ------------------------------`, ...rows(counters, 'TX', 'RX'));
+    lines.push(...laneRows(lane));
+  }
   for (const { name, counters } of uplinks) lines.push(heading(`uplink ${name}`), ...rows(counters, 'RX', 'TX'));
   for (const { lcore, counters } of lcores) lines.push(heading(`lcore ${lcore}`), ...times(counters));
   lines.push('======================================================', '');

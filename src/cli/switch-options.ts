@@ -43,8 +43,6 @@ const DMA_LIST: ValueType<string> = {
   parse: (text) => (/^\[[tr]xd\d+@[^,@\]]+(?:,[tr]xd\d+@[^,@\]]+)*\]$/.test(text) ? text : undefined),
 };
 
-const NEEDS_ZERO_COPY = 'no effect without --zero-copy 1';
-
 /** A row with a value and a default. */
 function setting<T>(long: string, value: string, type: ValueType<T>, fallback: string, help: string) {
   return { long, value, type, default: fallback, help };
@@ -187,7 +185,13 @@ export const SWITCH = {
   ),
   rxRetryNum: setting('rx-retry-num', 'COUNT', integer(0, INT32_MAX), '4', 'times that a burst waits at most'),
   rxRetryDelay: setting('rx-retry-delay', 'USEC', integer(0, INT32_MAX), '15', 'how long it waits each time'),
-  txCsum: setting('tx-csum', '0|1', ON_OFF, '1', 'let guests leave checksums to who receives'),
+  txCsum: setting(
+    'tx-csum',
+    '0|1',
+    ON_OFF,
+    '1',
+    'let guests leave checksums to who receives; 0 if left out with --zero-copy 1',
+  ),
   tso: {
     long: 'tso',
     value: '0|1',
@@ -217,25 +221,21 @@ export const SWITCH = {
     'receive guests by postcopy migration; only for front ends that may do as they like with the switch',
   ),
   queues: setting('queues', 'COUNT', integer(1, VIRTIO_NET_MAX_PAIRS), '128', 'queue pairs of a device, at most'),
-  zeroCopy: {
-    ...setting(
-      'zero-copy',
-      '0|1',
-      ON_OFF,
-      '0',
-      'zero copy between guests and the uplink; not with --vm2vm 1 or --mergeable 1',
-    ),
-    laterValue: '1',
-    later: 'zero copy is not in this version yet; leave --zero-copy out, packets between guests are copied once',
-  },
-  rxDescNum: {
-    ...setting('rx-desc-num', 'COUNT', DESC_COUNT, '32', 'receive descriptors of the uplink, with zero copy'),
-    note: NEEDS_ZERO_COPY,
-  },
-  txDescNum: {
-    ...setting('tx-desc-num', 'COUNT', DESC_COUNT, '64', 'transmit descriptors of the uplink, with zero copy'),
-    note: NEEDS_ZERO_COPY,
-  },
+  zeroCopy: setting(
+    'zero-copy',
+    '0|1',
+    ON_OFF,
+    '0',
+    'zero copy between guests and the uplink; not with --vm2vm 1 or --mergeable 1',
+  ),
+  rxDescNum: setting(
+    'rx-desc-num',
+    'COUNT',
+    DESC_COUNT,
+    '32',
+    'receive buffers of a guest that the uplink has, with zero copy',
+  ),
+  txDescNum: setting('tx-desc-num', 'COUNT', DESC_COUNT, '64', 'frames of a guest that the uplink has, with zero copy'),
   dmas: {
     long: 'dmas',
     value: 'LIST',

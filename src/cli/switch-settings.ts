@@ -3,6 +3,7 @@
  * with a later version are checked like the others and then refused.
  */
 import { normalize } from 'node:path';
+import type { PortRequest } from '../control/uplinks.ts';
 import { ConfigError } from '../errors.ts';
 import { MAX_RETRY_US } from '../port/rx-retry.ts';
 import type { PortVlan, RxRetryConfig, VlanConfig } from '../switch/switch-config.ts';
@@ -27,6 +28,8 @@ export interface SwitchSettings {
   readonly vm2vm: 0 | 1 | 2;
   /** Absent: tags are not looked at. */
   readonly vlan?: VlanConfig;
+  /** Guest buffers that the uplink has at a time, powers of two. Absent: no zero copy. */
+  readonly zeroCopy?: { readonly rx: number; readonly tx: number };
   /** Absent: frames from the uplink do not wait for room in receive queues. */
   readonly rxRetry?: RxRetryConfig;
   readonly mergeable: boolean;
@@ -86,7 +89,9 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
     hasUplink: hasUplink(given),
   });
   const mergeable = valueOrDefault(given, SWITCH.mergeable);
-  const txCsum = valueOrDefault(given, SWITCH.txCsum);
+  const zeroCopy = valueOrDefault(given, SWITCH.zeroCopy);
+  // a checksum left undone would take a copy
+  const txCsum = givenValue(given, SWITCH.txCsum) ?? (!zeroCopy && valueOrDefault(given, SWITCH.txCsum));
   const cuseNumber = givenValue(given, SWITCH.devNumber);
   const owner = givenValue(given, SWITCH.socketOwner);
   const group = givenValue(given, SWITCH.socketGroup);
@@ -98,6 +103,7 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
     client: givenValue(given, SWITCH.client) ?? false,
     vm2vm: valueOrDefault(given, SWITCH.vm2vm) as 0 | 1 | 2,
     ...(vlan === undefined ? {} : { vlan }),
+    ...(zeroCopy ? { zeroCopy: buffersOf(given) } : {}),
     ...(valueOrDefault(given, SWITCH.rxRetry) ? { rxRetry: retryOf(given) } : {}),
     mergeable,
     txCsum,
@@ -178,6 +184,41 @@ function checkZeroCopy(given: readonly Given[]): void {
     const problem = 'not with jumbo frames; use --mergeable 0';
     throw new ConfigError('CONFIG_CONFLICT', '--zero-copy', problem, { value: '1' });
   }
+  if (valueOrDefault(given, SWITCH.postcopy)) {
+    const problem = 'not with memory that comes later; use --postcopy 0';
+    throw new ConfigError('CONFIG_CONFLICT', '--zero-copy', problem, { value: '1' });
+  }
+}
+
+/** Zero copy takes AF_XDP sockets. @param uplinks those that are used */
+export function checkZeroCopyUplink({ zeroCopy }: SwitchSettings, uplinks: readonly PortRequest[]): void {
+  if (zeroCopy === undefined) return;
+  const fault = (problem: string) => new ConfigError('CONFIG_CONFLICT', '--zero-copy', problem, { value: '1' });
+  const [uplink] = uplinks;
+  if (uplink?.kind !== 'net_af_xdp')
+    throw fault('only with an uplink of net_af_xdp; name one with --vdev net_af_xdp0,iface=… and choose it with -p');
+  const { steer_queues: queues } = uplink.values;
+  if (queues > 1)
+    throw fault(`not with steer_queues=${queues}: each guest has a queue of its own; leave steer_queues out`);
+}
+
+function buffersOf(given: readonly Given[]): { rx: number; tx: number } {
+  const [rx, tx] = [SWITCH.rxDescNum, SWITCH.txDescNum].map((row) => {
+    const count = valueOrDefault(given, row);
+    if (count > 0) return count;
+    throw new ConfigError('CONFIG_CONFLICT', optionName(row), 'at least 1 with --zero-copy 1', { value: '0' });
+  });
+  return { rx, tx };
+}
+
+/** What the user should know of options that mean something with zero copy only. */
+export function zeroCopyNotes(given: readonly Given[]): string[] {
+  if (valueOrDefault(given, SWITCH.zeroCopy)) return [];
+  const rows: Option[] = [SWITCH.rxDescNum, SWITCH.txDescNum];
+  const counting = given.filter(
+    (one) => rows.includes(one.row) && one === given.findLast(({ row }) => row === one.row),
+  );
+  return counting.map((one) => `${spell(one)}: no effect without --zero-copy 1`);
 }
 
 /** A client has no socket of its own to name or to give away, and one device for each that it connects to. */

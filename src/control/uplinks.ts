@@ -4,6 +4,7 @@
  */
 import type { LcoreGroup } from '../lcore/lcore-group.ts';
 import type { WindowPool } from '../mem/window.ts';
+import type { LaneTags } from '../net/zero-copy-program.ts';
 import type { LinkState } from '../port/device-port.ts';
 import { comesBack, openDevice, type UplinkDevice } from '../port/devices.ts';
 import { interfaceOfCard, type PciRequest } from '../port/pci-interface.ts';
@@ -13,6 +14,7 @@ import { PORT_SLOTS, type PortCounter, readCounters } from '../stats/counters.ts
 import type { UplinkConfig } from '../switch/switch-config.ts';
 import type { Log } from '../vhost-user/limited-log.ts';
 import { GuestSteering } from './guest-steering.ts';
+import type { ZeroCopy } from './zero-copy.ts';
 
 /** A port that is no guest's, as the user asks for it. */
 export type PortRequest = Vdev | PciRequest;
@@ -53,6 +55,8 @@ export interface UplinkTools {
   readonly pool: WindowPool;
   /** how many lcores will use them */
   readonly lcores: number;
+  /** guests may have lanes to an uplink */
+  readonly zeroCopy?: { readonly lanes: ZeroCopy; readonly tags: LaneTags } | undefined;
   readonly log: Log;
   /** the MTU of an uplink has changed */
   readonly onMtu: () => void;
@@ -96,8 +100,8 @@ class Uplink {
   }
 
   async open(): Promise<void> {
-    const { pool, lcores } = this.#tools;
-    const device = await openDevice(this.#vdev, { pool, lcores });
+    const { pool, lcores, zeroCopy } = this.#tools;
+    const device = await openDevice(this.#vdev, { pool, lcores, lanes: zeroCopy?.tags });
     this.#device = device;
     this.#mtu ||= device.opened.mtu;
     this.#up = device.opened.link.up;
@@ -111,6 +115,8 @@ class Uplink {
     // it may be gone before this has come to its end: a short file is
     const device = this.#device as UplinkDevice;
     await lcores.addDevice(this.id, device);
+    const { lanes, link } = device.opened;
+    if (lanes !== undefined) this.#tools.zeroCopy?.lanes.uplinkOpen(this.id, lanes, link.up);
     this.#tell(device);
     this.#followMtu(device.opened.link.mtu ?? device.opened.mtu);
   }
@@ -140,6 +146,7 @@ class Uplink {
       if (up === this.#up) return;
       this.#up = up;
       const why = up || reason === undefined ? '' : `: ${reason}`;
+      if (device.opened.lanes !== undefined) this.#tools.zeroCopy?.lanes.uplinkLink(up);
       this.#tools.log(up ? 'info' : 'warn', `uplink ${this.name}: link ${up ? 'up' : 'down'}${why}`);
       return;
     }
@@ -154,6 +161,7 @@ class Uplink {
   }
 
   async #takeOut(device: UplinkDevice): Promise<void> {
+    if (device.opened.lanes !== undefined) await this.#tools.zeroCopy?.lanes.uplinkGone();
     await this.#lcores?.removeDevice(this.id);
     await this.#closeDevice(device);
   }

@@ -5,7 +5,10 @@ import { LcoreGroup, type LcorePlace } from '../lcore/lcore-group.ts';
 import type { LcoreThreadEvents } from '../lcore/lcore-thread.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
 import { WindowPool } from '../mem/window.ts';
+import type { LaneTags } from '../net/zero-copy-program.ts';
 import {
+  LANE_SLOTS,
+  type LaneCounter,
   type LcoreCounter,
   PORT_SLOTS,
   type PortCounter,
@@ -14,6 +17,7 @@ import {
   type VringCounter,
 } from '../stats/counters.ts';
 import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig, type UplinkConfig } from '../switch/switch-config.ts';
+import { ETH_P_8021AD, ETH_P_8021Q } from '../uapi/ip.ts';
 import { UserfaultPostcopy } from '../vhost/postcopy.ts';
 import type { NodeOptions } from '../vhost-cuse/device-node.ts';
 import { VhostCuseServer } from '../vhost-cuse/vhost-cuse-server.ts';
@@ -28,6 +32,7 @@ import { FAULTS } from '../virtqueue/fault.ts';
 
 import { Rebalancer } from './rebalancer.ts';
 import { macText, type PortRequest, type UplinkInfo, Uplinks } from './uplinks.ts';
+import { ZeroCopy, type ZeroCopyBuffers } from './zero-copy.ts';
 
 /** What a switch is made of. */
 export interface VhostSwitchOptions {
@@ -82,6 +87,8 @@ export interface VhostSwitchOptions {
   readonly lcores: readonly LcorePlace[];
   /** how it switches; devices are numbered below `maxPorts`, uplinks from there on */
   readonly config: SwitchConfig;
+  /** Zero copy between guests and the uplink, which must be one of net_af_xdp; not with vm2vm 1 and `mergeable`. By default none. */
+  readonly zeroCopy?: ZeroCopyBuffers | undefined;
   /** the ports by which guests reach the world; none by default */
   readonly uplinks?: readonly PortRequest[];
   /** Hears what becomes of sockets, devices and uplinks. */
@@ -104,6 +111,8 @@ export interface DeviceInfo {
   readonly counters: Record<PortCounter, number>;
   /** by vring: 2n receives and 2n + 1 transmits, from the guest's side, for queue pair n; undefined if it was never started */
   readonly vrings: readonly (Record<VringCounter, number> | undefined)[];
+  /** see {@link LANE_COUNTER_HELP}; undefined without zero copy */
+  readonly lane: Record<LaneCounter, number> | undefined;
 }
 
 /** An lcore as it is now. */
@@ -136,6 +145,13 @@ interface Entry {
 const macBytes = (first: number, last: number) =>
   Uint8Array.of(first, first >> 8, first >> 16, first >> 24, last, last >> 8);
 
+/** What tells a guest's frames by its lane, and what becomes of it. */
+function laneTags({ vlan }: SwitchConfig): LaneTags {
+  return { type: vlan?.guest === 'qinq' ? ETH_P_8021AD : ETH_P_8021Q, strip: vlan?.strip ?? false };
+}
+
+const laneCounters = (block: Float64Array | undefined) => block && readCounters(LANE_SLOTS, block);
+
 /** What guests are told: what leaves by every uplink. */
 function guestMtu(uplinks: readonly UplinkConfig[]): number | undefined {
   if (uplinks.length === 0) return undefined;
@@ -153,6 +169,7 @@ export class VhostSwitch {
   readonly #comings: LimitedLog;
   #lcores: LcoreGroup | undefined;
   #uplinks: Uplinks | undefined;
+  #zeroCopy: ZeroCopy | undefined;
   #rebalancer: Rebalancer | undefined;
   /** what guests are told; undefined: the default */
   #mtu: number | undefined;
@@ -178,7 +195,7 @@ export class VhostSwitch {
   }
 
   async #start(): Promise<void> {
-    const { config, lcores, uplinks = [], log, onFatal } = this.#options;
+    const { config, lcores, uplinks = [], zeroCopy, log, onFatal } = this.#options;
     const { poll: mode, spinUs = DEFAULT_SPIN_US, spinPercent = DEFAULT_SPIN_PERCENT } = this.#options;
     const events: LcoreThreadEvents = {
       onRegistered: (port, first, last) => this.#onRegistered(port, macBytes(first, last)),
@@ -194,15 +211,23 @@ export class VhostSwitch {
     };
     const poll = { mode, spinUs, spinShare: spinPercent / 100 };
     const pool = this.#pool;
+    if (zeroCopy !== undefined) this.#zeroCopy = new ZeroCopy({ pool, buffers: zeroCopy, log });
     this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, {
       pool,
       lcores: lcores.length,
       log,
       onMtu: () => this.#onMtu(),
+      zeroCopy: this.#zeroCopy && { lanes: this.#zeroCopy, tags: laneTags(config) },
     });
     this.#mtu = guestMtu(this.#uplinks.ports);
-    const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
+    const whole = {
+      ...config,
+      maxPorts: config.maxPorts + uplinks.length,
+      uplinks: this.#uplinks.ports,
+      zeroCopy: zeroCopy !== undefined,
+    };
     this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
+    this.#zeroCopy?.useLcores(this.#lcores);
     await this.#uplinks.addTo(this.#lcores);
     this.#rebalance(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
@@ -264,17 +289,23 @@ export class VhostSwitch {
     if (id >= this.#options.config.maxPorts) return undefined;
     const lcores = this.#lcores as LcoreGroup;
     info.name = `${place}: device ${id}`;
-    const device: NetDevice = new NetDevice({ ...this.#deviceOptions(id), ...own }, this.#pool, lcores, {
-      onReady: () => this.#onReady(id, true),
-      onStopped: () => this.#onReady(id, false),
-      onDestroyed: () => this.#onDestroyed(id),
-      onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
-    });
+    const device: NetDevice = new NetDevice(
+      { ...this.#deviceOptions(id), ...own },
+      this.#pool,
+      this.#zeroCopy ?? lcores,
+      {
+        onReady: () => this.#onReady(id, true),
+        onStopped: () => this.#onReady(id, false),
+        onDestroyed: () => this.#onDestroyed(id),
+        onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
+      },
+    );
     const { lcore, done } = lcores.addPort(id, this.#options.vlans?.get(info.path));
     const index = this.#options.lcores.findIndex((place) => place.lcore === lcore);
     const { path: socket, name } = info;
     const entry = { device, socket, name, mac: undefined, lcore: index, mtu: this.#mtu, ready: false, doomed: false };
     this.#entries[id] = entry;
+    this.#zeroCopy?.addGuest(id, name, () => device.memoryFiles);
     done.catch((error) => this.#options.onFatal(error));
     this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
@@ -295,6 +326,7 @@ export class VhostSwitch {
       ringReset,
       configSpace,
       mtu: this.#mtu,
+      inOrder: this.#zeroCopy === undefined,
       createPostcopy,
       knownAddresses,
       onAddresses,
@@ -337,6 +369,8 @@ export class VhostSwitch {
     const own = this.#options.vlans?.get(entry.socket);
     const tags = new Set([0, vlan, ...(own !== undefined && 'trunk' in own ? own.trunk : [])]);
     this.#uplinks?.guests.add(id, mac, [...tags], entry.lcore);
+    const outside = this.#vlanOutside(id, entry.socket);
+    if (outside !== undefined) this.#zeroCopy?.register(id, mac, outside);
   }
 
   /** The tag of a device's untagged frames on an uplink; 0 for none. */
@@ -345,6 +379,14 @@ export class VhostSwitch {
     const vlan = vlans?.get(socket);
     if (vlan !== undefined) return 'access' in vlan ? vlan.access : (vlan.native ?? 0);
     return config.vlan?.plan === 'none' ? 0 : FIRST_DEVICE_TAG + id;
+  }
+
+  /** The one VLAN that a device's frames are in on the uplink, 0: they have no tag; undefined where there are several. */
+  #vlanOutside(id: number, socket: string): number | undefined {
+    const { vlans, config } = this.#options;
+    if (config.vlan === undefined) return 0;
+    const own = vlans?.get(socket);
+    return own !== undefined && 'trunk' in own ? undefined : this.#tagOf(id, socket);
   }
 
   /** Memory is gone that the lcore was using: zero pages take its place, and the device goes. */
@@ -372,6 +414,7 @@ export class VhostSwitch {
         socket,
         mac,
         counters: readCounters(PORT_SLOTS, lcores.counters(id)),
+        lane: laneCounters(lcores.laneCounters(id)),
         vrings: lcores.vringCounters(id).map((block) => block && readCounters(VRING_SLOTS, block)),
       }));
   }
@@ -399,6 +442,7 @@ export class VhostSwitch {
   async close(): Promise<void> {
     await this.#rebalancer?.close();
     await Promise.all(this.#sockets.map((socket) => socket.close()));
+    await this.#zeroCopy?.close();
     await this.#lcores?.stop();
     await this.#uplinks?.close();
     this.#comings.flush();

@@ -7,9 +7,11 @@
 import { packChunks } from '../mem/address-map.ts';
 import type { WindowPool } from '../mem/window.ts';
 import type { UplinkDevice } from '../port/devices.ts';
+import { type LaneSpec, laneWords } from '../port/lane-spec.ts';
 import {
   addBlock,
   counterBlock,
+  LANE_SLOTS,
   LCORE_SLOTS,
   type LcoreCounter,
   PORT_SLOTS,
@@ -66,6 +68,10 @@ interface PortEntry {
   readonly blocks: readonly SharedArrayBuffer[];
   /** by vring, the counters of it (VRING_SLOTS), by lcore */
   readonly vrings: (readonly SharedArrayBuffer[])[];
+  /** of a switch with zero copy: what its lcores share of its lane, and the lane's counters (LANE_SLOTS), by lcore */
+  readonly lane: { readonly shared: SharedArrayBuffer; readonly blocks: readonly SharedArrayBuffer[] } | undefined;
+  /** its first transmit queue stays where it is: a lane is open there, or about to be */
+  laneHeld: boolean;
 }
 
 export class LcoreGroup implements NetDatapath {
@@ -73,14 +79,17 @@ export class LcoreGroup implements NetDatapath {
   readonly #places: readonly LcorePlace[];
   readonly #ports = new Map<number, PortEntry>();
 
-  private constructor(places: readonly LcorePlace[]) {
+  readonly #zeroCopy: boolean;
+
+  private constructor(places: readonly LcorePlace[], zeroCopy: boolean) {
     this.#places = places;
+    this.#zeroCopy = zeroCopy;
   }
 
   /** Starts the threads; resolves when all poll. Rejects, with nothing left behind, when one cannot be started or pinned. */
   static async start(options: LcoreGroupOptions, events: LcoreThreadEvents): Promise<LcoreGroup> {
     const { config, poll, lcores, pool } = options;
-    const group = new LcoreGroup(lcores);
+    const group = new LcoreGroup(lcores, config.zeroCopy === true);
     const shared = lcores.length > 1 ? sharedSwitchState(config) : undefined;
     try {
       for (const { cpus } of lcores) {
@@ -98,8 +107,13 @@ export class LcoreGroup implements NetDatapath {
   addPort(port: number, vlan?: PortVlan): { lcore: number; done: Promise<void> } {
     const home = this.#leastBusy();
     const blocks = this.#threads.map(() => counterBlock(PORT_SLOTS));
-    this.#ports.set(port, newEntry(home, blocks));
-    const done = Promise.all(this.#threads.map((thread, i) => thread.addPort(port, blocks[i], vlan))).then(() => {});
+    const lane = this.#zeroCopy
+      ? { shared: laneWords(), blocks: this.#threads.map(() => counterBlock(LANE_SLOTS)) }
+      : undefined;
+    this.#ports.set(port, { ...newEntry(home, blocks), lane });
+    const place = (i: number) => lane && { shared: lane.shared, counters: lane.blocks[i] };
+    const all = this.#threads.map((thread, i) => thread.addPort(port, blocks[i], vlan, place(i)));
+    const done = Promise.all(all).then(() => {});
     return { lcore: this.#places[home].lcore, done };
   }
 
@@ -180,10 +194,12 @@ export class LcoreGroup implements NetDatapath {
     await Promise.all(this.#users(port, vring).map((i) => this.#threads[i].setCall(port, vring, fd)));
   }
 
-  /** The transmit queues at work: of which pair of which port, and the index of the lcore that polls it. */
+  /** The transmit queues at work that may be moved: of which pair of which port, and the index of the lcore that polls it. */
   get transmitQueues(): TransmitQueue[] {
-    return [...this.#ports].flatMap(([port, { started }]) =>
-      [...started.keys()].map((vring) => ({ port, pair: vring >> 1, vring, at: this.#owner(port, vring >> 1) })),
+    return [...this.#ports].flatMap(([port, { started, laneHeld }]) =>
+      [...started.keys()]
+        .filter((vring) => !(laneHeld && vring >> 1 === 0))
+        .map((vring) => ({ port, pair: vring >> 1, vring, at: this.#owner(port, vring >> 1) })),
     );
   }
 
@@ -204,10 +220,10 @@ export class LcoreGroup implements NetDatapath {
   }
 
   async #move(port: number, pair: number, to: number): Promise<boolean> {
-    const { started, moved, vrings } = this.#entry(port);
+    const { started, moved, vrings, laneHeld } = this.#entry(port);
     const vring = 2 * pair + 1;
     const config = started.get(vring);
-    if (config === undefined) return false;
+    if (config === undefined || (laneHeld && pair === 0)) return false;
     const base = await this.#threads[this.#owner(port, pair)].stopVring(port, vring);
     if (base === undefined) return false;
     moved.set(pair, to);
@@ -252,6 +268,46 @@ export class LcoreGroup implements NetDatapath {
     return entry;
   }
 
+  /** Opens a guest's lane, on the lcore that polls its first transmit queue, which is not moved until the lane is closed. */
+  async openLane(port: number, spec: LaneSpec): Promise<void> {
+    const entry = this.#entry(port);
+    const { lane } = entry;
+    if (lane === undefined) throw new RangeError(`port ${port} has no lane`);
+    entry.laneHeld = true;
+    try {
+      await entry.moving;
+      const at = this.#owner(port, 0);
+      await this.#threads[at].openLane(port, spec, lane.blocks[at]);
+    } catch (error) {
+      entry.laneHeld = false;
+      throw error;
+    }
+  }
+
+  /** LANE_WORDS of a port of a switch with zero copy. */
+  laneShared(port: number): Int32Array {
+    const { lane } = this.#entry(port);
+    if (lane === undefined) throw new RangeError(`port ${port} has no lane`);
+    return new Int32Array(lane.shared);
+  }
+
+  /** Has a lane take no more frames of the guest. @returns buffers that the guest has yet to get back */
+  settleLane(port: number): Promise<number> {
+    return this.#threads[this.#owner(port, 0)].settleLane(port);
+  }
+
+  /** The guest gets back what its lane has; the kernel must write no more. */
+  async closeLane(port: number): Promise<void> {
+    await this.#threads[this.#owner(port, 0)].closeLane(port);
+    this.#entry(port).laneHeld = false;
+  }
+
+  /** The counters (LANE_SLOTS) of a port's lane; undefined without zero copy. */
+  laneCounters(port: number): Float64Array | undefined {
+    const { lane } = this.#entry(port);
+    return lane && sum(lane.blocks, counterBlock(LANE_SLOTS));
+  }
+
   /** A port's counters (PORT_SLOTS), of all lcores together, as they are now. */
   counters(port: number): Float64Array {
     return sum(this.#entry(port).blocks, counterBlock(PORT_SLOTS));
@@ -276,7 +332,16 @@ export class LcoreGroup implements NetDatapath {
 }
 
 function newEntry(home: number | undefined, blocks: readonly SharedArrayBuffer[]): PortEntry {
-  return { home, moved: new Map(), started: new Map(), moving: undefined, blocks, vrings: [] };
+  return {
+    home,
+    moved: new Map(),
+    started: new Map(),
+    moving: undefined,
+    blocks,
+    vrings: [],
+    lane: undefined,
+    laneHeld: false,
+  };
 }
 
 function sum(blocks: readonly SharedArrayBuffer[], into: SharedArrayBuffer): Float64Array {

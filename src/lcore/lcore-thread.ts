@@ -3,6 +3,7 @@
  */
 import type { WindowHandle } from '../mem/window.ts';
 import type { DeviceRecipe } from '../port/devices.ts';
+import type { LaneSpec } from '../port/lane-spec.ts';
 import { counterBlock, LCORE_SLOTS } from '../stats/counters.ts';
 import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
@@ -12,6 +13,7 @@ import type { GuestAddress } from '../virtio-net/net-state.ts';
 import type { LcoreEvents } from './lcore.ts';
 import { type Answer, CONTROL_CALLING, CONTROL_WORDS, type Command, type LcoreSetup, type News } from './mailbox.ts';
 import type { PollConfig } from './poll-pace.ts';
+import type { LanePlace } from './port-table.ts';
 import { PostedThread } from './posted-thread.ts';
 import { workerUrl } from './worker-url.ts';
 
@@ -94,8 +96,26 @@ export class LcoreThread {
     this.#events.onStuckCall(calling);
   }
 
-  async addPort(port: number, counters: SharedArrayBuffer, vlan: PortVlan | undefined): Promise<void> {
-    await this.#thread.post({ type: 'addPort', port, counters, vlan });
+  async addPort(
+    port: number,
+    counters: SharedArrayBuffer,
+    vlan: PortVlan | undefined,
+    lane: LanePlace | undefined,
+  ): Promise<void> {
+    await this.#thread.post({ type: 'addPort', port, counters, vlan, lane });
+  }
+
+  async openLane(port: number, spec: LaneSpec, counters: SharedArrayBuffer): Promise<void> {
+    await this.#thread.post({ type: 'openLane', port, spec, counters });
+  }
+
+  /** @returns buffers that the guest has yet to get back */
+  async settleLane(port: number): Promise<number> {
+    return (await this.#thread.post({ type: 'settleLane', port })) as number;
+  }
+
+  async closeLane(port: number): Promise<void> {
+    await this.#thread.post({ type: 'closeLane', port });
   }
 
   async addDevice(port: number, counters: SharedArrayBuffer, recipe: DeviceRecipe): Promise<void> {

@@ -5,6 +5,8 @@
 import type { WindowHandle, WindowViews } from '../mem/window.ts';
 import type { DevicePort } from '../port/device-port.ts';
 import type { DeviceRecipe } from '../port/devices.ts';
+import type { Lane } from '../port/lane.ts';
+import type { LaneSpec } from '../port/lane-spec.ts';
 import type { Port } from '../port/port.ts';
 import { RxRetry } from '../port/rx-retry.ts';
 import { LCORE_SLOTS, PORT_SLOTS } from '../stats/counters.ts';
@@ -17,7 +19,7 @@ import { ETH_P_8021Q, VLAN_HLEN } from '../uapi/ip.ts';
 import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import { NO_FD } from '../vhost/vhost-device.ts';
 import type { GuestAddress } from '../virtio-net/net-state.ts';
-import { PortTable, type RingEvents } from './port-table.ts';
+import { type LanePlace, PortTable, type RingEvents } from './port-table.ts';
 
 /** What an lcore tells the main thread. An address is two words as in MacTable. */
 export interface LcoreEvents extends RingEvents {
@@ -86,7 +88,7 @@ export class Lcore {
     this.#config = config;
     this.counters = counters;
     this.#retry = new RxRetry(config.rxRetry?.num, config.rxRetry?.delayUs);
-    this.#table = new PortTable(config.maxPorts, caller, bounce, events, this.#retry);
+    this.#table = new PortTable(config.maxPorts, caller, bounce, events, this.#retry, config.zeroCopy);
     this.#bounce = this.#table.addWindow(bounce);
     this.#learner = new Learner(
       config,
@@ -155,7 +157,7 @@ export class Lcore {
     }
     for (const port of devices) {
       if (!port.prepareSleep()) return 0;
-      if (port.queues > 0 && port.eventFds.length === 0) ms = MAX_NAP_MS;
+      if ((port.queues > 0 && port.eventFds.length === 0) || port.impatient === true) ms = MAX_NAP_MS;
     }
     return ms;
   }
@@ -217,15 +219,29 @@ export class Lcore {
     this.#switching.forwarder.setMtu(id, mtu);
   }
 
-  /** @param vlan the device's own VLANs; without, it is in those of the switch's plan */
-  addPort(id: number, counters: SharedArrayBuffer, vlan?: PortVlan): void {
-    this.#table.addPort(id, counters);
+  /** @param vlan the device's own VLANs; without, it is in those of the switch's plan @param lane of a switch with zero copy */
+  addPort(id: number, counters: SharedArrayBuffer, vlan?: PortVlan, lane?: LanePlace): void {
+    this.#table.addPort(id, counters, lane);
     this.#switching.classifier.setPort(id, vlan);
   }
 
   /** A port that is no guest: an uplink. @returns it */
   addDevice(id: number, counters: SharedArrayBuffer, recipe: DeviceRecipe): DevicePort {
     return this.#table.addDevice(id, counters, recipe);
+  }
+
+  /** As PortTable's. */
+  openLane(id: number, spec: LaneSpec, counters: SharedArrayBuffer): Lane {
+    return this.#table.openLane(id, spec, counters);
+  }
+
+  /** The lane of guest `id`, if it has one. */
+  lane(id: number): Lane | undefined {
+    return this.#table.lane(id);
+  }
+
+  closeLane(id: number): void {
+    this.#table.closeLane(id);
   }
 
   /** Port `id` if it is no guest's. */

@@ -4,11 +4,13 @@
  */
 import type { WindowHandle } from '../mem/window.ts';
 import type { DeviceRecipe } from '../port/devices.ts';
+import type { LaneSpec } from '../port/lane-spec.ts';
 import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import type { GuestAddress } from '../virtio-net/net-state.ts';
 import type { PollConfig } from './poll-pace.ts';
+import type { LanePlace } from './port-table.ts';
 import { type BasicSetup, CONTROL_POSTED } from './posted-thread.ts';
 
 /** Word of the control block: the eventfd that the lcore is signalling at this moment, or −1. */
@@ -21,7 +23,18 @@ export type Command =
       readonly port: number;
       readonly counters: SharedArrayBuffer;
       readonly vlan: PortVlan | undefined;
+      /** of a switch with zero copy */
+      readonly lane: LanePlace | undefined;
     }
+  /** a guest's lane: it is opened, with counters (LANE_SLOTS); takes no more; and is closed */
+  | {
+      readonly type: 'openLane';
+      readonly port: number;
+      readonly spec: LaneSpec;
+      readonly counters: SharedArrayBuffer;
+    }
+  | { readonly type: 'settleLane'; readonly port: number }
+  | { readonly type: 'closeLane'; readonly port: number }
   /** a port that is no guest */
   | {
       readonly type: 'addDevice';
@@ -52,7 +65,7 @@ export type Command =
   | { readonly type: 'known'; readonly port: number }
   | { readonly type: 'stop' };
 
-/** What a command is answered with: `stopVring` with a base, `known` with addresses. */
+/** What a command is answered with: `stopVring` with a base, `settleLane` with a number of buffers, `known` with addresses. */
 export type Answer = number | readonly GuestAddress[] | undefined;
 
 /** What an lcore tells beside that. */

@@ -4,9 +4,13 @@
 import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.ts';
 import type { DevicePort } from '../port/device-port.ts';
 import { createDevice, type DeviceRecipe } from '../port/devices.ts';
+import { Lane } from '../port/lane.ts';
+import type { LaneSpec } from '../port/lane-spec.ts';
 import type { Port } from '../port/port.ts';
 import { RxRetry } from '../port/rx-retry.ts';
 import { type PortTools, VhostPort } from '../port/vhost-port.ts';
+import { ZeroCopyPort } from '../port/zero-copy-port.ts';
+import { Lanes, ZeroCopyUplink } from '../port/zero-copy-uplink.ts';
 import { counterBlock, VRING_SLOTS } from '../stats/counters.ts';
 import type { Caller } from '../sys/eventfd.ts';
 import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
@@ -34,6 +38,14 @@ interface GuestQueue {
   readonly queue: number;
 }
 
+/** What a guest's port that may have a lane shares with its other lcores. */
+export interface LanePlace {
+  /** LANE_WORDS */
+  readonly shared: SharedArrayBuffer;
+  /** LANE_SLOTS, of this lcore */
+  readonly counters: SharedArrayBuffer;
+}
+
 /** Where the offload stage's frames lie in the bounce window, and how much room they have, bytes. */
 const BOUNCE_OFF = 2 ** 20;
 const BOUNCE_BYTES = 2 ** 20;
@@ -48,16 +60,20 @@ export class PortTable {
   guestQueues: readonly GuestQueue[] = [];
   /** the ports that are no guests */
   devices: readonly DevicePort[] = [];
+  /** the lanes of guests that have some, which are polled like devices */
+  readonly #lanes = new Lanes();
+  #openLanes: readonly Lane[] = [];
   readonly #ringStage = new RingStage();
   /** what the ports receive and transmit */
   readonly burst = this.#ringStage.burst;
   /** this thread's windows, by id: where the segments of a burst lie */
   readonly windows: WindowViews[] = [];
   readonly #tools: PortTools;
+  readonly #zeroCopy: boolean;
 
   /**
    * Port numbers are below `maxPorts`. `caller` signals the guests. `bounce`: a window of the thread's own, from BOUNCE_OFF on.
-   * @param retry patience with full receive rings; by default there is none
+   * @param retry patience with full receive rings; by default there is none @param zeroCopy guests may have lanes to the uplink
    */
   constructor(
     maxPorts: number,
@@ -65,7 +81,9 @@ export class PortTable {
     bounce: WindowHandle,
     { onFault, onMiss }: RingEvents,
     retry = new RxRetry(),
+    zeroCopy = false,
   ) {
+    this.#zeroCopy = zeroCopy;
     const { windows } = this;
     const ringStage = this.#ringStage;
     this.ports = Array(maxPorts).fill(undefined);
@@ -74,14 +92,52 @@ export class PortTable {
     this.#tools = { ringStage, windows, caller, retry, enqueuer, onFault, onMiss };
   }
 
-  addPort(id: number, counters: SharedArrayBuffer): void {
-    this.#set(id, new VhostPort(id, new Float64Array(counters), this.#tools));
+  /** @param lane of a switch with zero copy */
+  addPort(id: number, counters: SharedArrayBuffer, lane?: LanePlace): void {
+    const block = new Float64Array(counters);
+    const make = (place: LanePlace) =>
+      new ZeroCopyPort(id, block, this.#tools, place.shared, new Float64Array(place.counters));
+    this.#set(id, lane === undefined ? new VhostPort(id, block, this.#tools) : make(lane));
+  }
+
+  /** Opens the lane of guest `id`, whose first two vrings run. Its counters are as in `addPort`. */
+  openLane(id: number, spec: LaneSpec, counters: SharedArrayBuffer): Lane {
+    const port = this.#port(id);
+    const outside = this.device(spec.uplink);
+    if (!(port instanceof ZeroCopyPort) || outside === undefined) throw new RangeError(`no lane for port ${id}`);
+    this.addWindow(spec.window);
+    const block = new Float64Array(counters);
+    const lane = new Lane(spec, port, this.burst, this.windows, block, outside.counters);
+    this.#lanes.add(lane);
+    this.#setLanes([...this.#openLanes, lane]);
+    return lane;
+  }
+
+  /** The lane of guest `id`, if it has one open. */
+  lane(id: number): Lane | undefined {
+    return this.#openLanes.find((lane) => lane.id === id);
+  }
+
+  closeLane(id: number): void {
+    const lane = this.lane(id);
+    if (lane === undefined) return;
+    this.#setLanes(this.#openLanes.filter((one) => one !== lane));
+    this.#lanes.remove(lane);
+    lane.close();
+  }
+
+  #setLanes(lanes: readonly Lane[]): void {
+    const rest = this.devices.filter((one) => !(one instanceof Lane));
+    this.#openLanes = lanes;
+    this.devices = [...rest, ...lanes];
+    this.#choosePolled();
   }
 
   /** A port that is no guest. @returns it */
   addDevice(id: number, counters: SharedArrayBuffer, recipe: DeviceRecipe): DevicePort {
     for (const window of recipe.spec.windows) this.addWindow(window);
-    const port = createDevice(id, new Float64Array(counters), recipe, this.#tools);
+    const made = createDevice(id, new Float64Array(counters), recipe, this.#tools);
+    const port = this.#zeroCopy ? new ZeroCopyUplink(made, this.#lanes, this.burst) : made;
     this.devices = [...this.devices, port];
     this.#set(id, port);
     return port;
@@ -89,6 +145,7 @@ export class PortTable {
 
   /** Closes the port if it is no guest's. */
   removePort(id: number): void {
+    this.closeLane(id);
     this.device(id)?.close();
     this.devices = this.devices.filter((port) => port.id !== id);
     this.#set(id, undefined);

@@ -56,13 +56,24 @@ function watchKick(port: number, vring: number, fd: number | undefined): void {
 function carryOut(command: Command): Answer {
   switch (command.type) {
     case 'addPort':
-      lcore.addPort(command.port, command.counters, command.vlan);
+      lcore.addPort(command.port, command.counters, command.vlan, command.lane);
       return undefined;
     case 'addDevice': {
       const { eventFds } = lcore.addDevice(command.port, command.counters, command.recipe);
       for (const fd of eventFds) epoll.add(fd);
       return undefined;
     }
+    case 'openLane': {
+      const { eventFds } = lcore.openLane(command.port, command.spec, command.counters);
+      for (const fd of eventFds) epoll.add(fd);
+      return undefined;
+    }
+    case 'settleLane':
+      return lcore.lane(command.port)?.settle() ?? 0;
+    case 'closeLane':
+      for (const fd of lcore.lane(command.port)?.eventFds ?? []) epoll.remove(fd);
+      lcore.closeLane(command.port);
+      return undefined;
     case 'removePort':
       for (const fd of lcore.device(command.port)?.eventFds ?? []) epoll.remove(fd);
       lcore.removePort(command.port);
@@ -72,7 +83,9 @@ function carryOut(command: Command): Answer {
       return undefined;
     case 'startVring':
       lcore.startVring(command.port, command.vring, command.config, command.counters, command.state);
-      if (isTransmit(command.vring)) watchKick(command.port, command.vring, command.config.ring.kickFd);
+      // a lane waits for receive buffers, too
+      if (isTransmit(command.vring) || setup.config.zeroCopy === true)
+        watchKick(command.port, command.vring, command.config.ring.kickFd);
       return undefined;
     case 'stopVring':
       watchKick(command.port, command.vring, undefined);

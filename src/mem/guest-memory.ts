@@ -34,6 +34,18 @@ export interface MemoryRange {
   readonly size: number;
 }
 
+/** Whole pages of a file, and where they lie in windows. */
+export interface MappedFile {
+  readonly fd: number;
+  /** bytes of a page */
+  readonly page: number;
+  /** where they begin in the file, bytes */
+  readonly from: number;
+  readonly len: number;
+  /** ascending; what two of them have in common is in both */
+  readonly mappings: readonly Mapping[];
+}
+
 const alignDown = (n: number, to: number) => Math.floor(n / to) * to;
 const alignUp = (n: number, to: number) => Math.ceil(n / to) * to;
 
@@ -197,6 +209,15 @@ export class GuestMemory {
     return this.#regions.map(({ mappings }) =>
       mappings.map(({ window, windowOff, len }) => ({ address: window.address + BigInt(windowOff), size: len })),
     );
+  }
+
+  /** The files behind the regions: whole pages of them, and where those are mapped. The fds stay this object's. */
+  get files(): MappedFile[] {
+    return this.#regions.map(({ region: { fd, fileOff, size }, mappings }) => {
+      const page = pageSize(fd);
+      const from = alignDown(fileOff, page);
+      return { fd, page, from, len: alignUp(fileOff + size, page) - from, mappings };
+    });
   }
 
   /** Where each region's first byte is mapped in this process. What follows is in one piece if the region has one range only. */

@@ -46,7 +46,7 @@ export interface SteeringMaps {
 }
 
 /** Fields of a packet are read as the CPU has them: so the kernel's number of a protocol, turned round. */
-const bigEndian16 = (n: number) => ((n & 0xff) << 8) | (n >> 8);
+export const bigEndian16 = (n: number) => ((n & 0xff) << 8) | (n >> 8);
 
 /** From the key on the stack to the queue in R7; R8 has the frame's bytes. Uses all registers but R6 and R9. */
 function lookUpAndCount(program: BpfAssembler, { table, counts, queues }: SteeringMaps): void {

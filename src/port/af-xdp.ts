@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { ConfigError, SwitchError, SysError } from '../errors.ts';
 import { firstOffset, mapInto, openWindow, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle } from '../mem/window.ts';
 import { type SteeringMaps, xdpProgram } from '../net/steering-program.ts';
+import { laneProgram } from '../net/zero-copy-program.ts';
 import { attachXdp, BpfMap, loadProgram, mapIndex } from '../sys/bpf.ts';
 import { RxFilters, takesTagsOff } from '../sys/ethtool.ts';
 import { createMemfd } from '../sys/memory.ts';
@@ -51,6 +52,7 @@ import { type AfXdpSpec, XDP_BOUNCE_BYTES } from './af-xdp-port.ts';
 import { xdpRefusal } from './af-xdp-refusal.ts';
 import { CardFilters } from './card-filters.ts';
 import type { DeviceOpening, OpenedDevice } from './device-port.ts';
+import { type LaneExit, LaneSteering } from './lane-steering.ts';
 import { LinkWatch } from './link-watch.ts';
 import { Steering, type SteeringTable } from './steering.ts';
 import { describeInterface, findUplink, type InterfacePlace, interfacePlace } from './uplink-interface.ts';
@@ -174,6 +176,8 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
    * Queue n is lcore n's, modulo their number.
    */
   steering: SteeringTable | undefined;
+  /** Which guest's lane each {address, VLAN} goes to, where guests may have lanes: then there is no steering. */
+  lanes: LaneSteering | undefined;
   /** how frames come and go */
   mode: XdpMode = 'skb';
   notes: readonly string[] = [];
@@ -256,7 +260,13 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     const maps = steer_queues > 1 ? this.#steer(steer_queues) : undefined;
     const map = new BpfMap(BPF_MAP_TYPE_XSKMAP, 4, 4, (start_queue + queue_count) * steer_queues, 'sockets');
     this.#fds.push(map.fd);
-    await this.#attach(xdpProgram(map.fd, steer_queues, maps));
+    const { lanes } = this.#opening;
+    if (lanes !== undefined) this.lanes = new LaneSteering(this.#exit);
+    await this.#attach(
+      lanes === undefined || this.lanes === undefined
+        ? xdpProgram(map.fd, steer_queues, maps)
+        : laneProgram({ sockets: map.fd, ...this.lanes.maps }, lanes),
+    );
     for (let group = 0; group < queue_count; group++) await this.#openGroup(group);
     this.#bounceOff = this.#allocate(lcores * XDP_BOUNCE_BYTES);
     for (const { fd, group, steered } of this.#sockets) {
@@ -301,6 +311,11 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     const most = this.#chunkFrame - ETHHDR.size - VLAN_HLEN;
     const why = 'this kernel, or the driver, has no frames of several buffers for AF_XDP';
     return `of MTU ${this.mtu} only ${most} can be used: ${why}; lower the MTU, or use net_af_packet`;
+  }
+
+  get #exit(): LaneExit {
+    const { netns, name } = this.#place;
+    return { name, index: this.#index, netns, mtu: this.mtu };
   }
 
   #inNetns<T>(use: () => T): T {
@@ -456,6 +471,7 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     this.#watch.close();
     for (const fd of this.#fds) closeSync(fd);
     this.steering?.close();
+    this.lanes?.close();
     if (this.#nextOff > this.#firstOff) unmapFrom(this.#window, this.#firstOff, this.#nextOff - this.#firstOff);
     for (const { fd } of this.#sockets) closeSync(fd);
     this.#opening.pool.release(this.#window);

@@ -3,7 +3,9 @@
  * thread, where what it needs may be refused; every lcore that uses it then makes a port of its own from what it is sent.
  */
 import type { WindowHandle, WindowPool, WindowViews } from '../mem/window.ts';
+import type { LaneTags } from '../net/zero-copy-program.ts';
 import type { RingStage } from '../virtio-net/ring-stage.ts';
+import type { LaneSteering } from './lane-steering.ts';
 import type { Port } from './port.ts';
 import type { SteeringTable } from './steering.ts';
 
@@ -23,6 +25,8 @@ export interface DevicePort extends Port {
   txQueue?: number | undefined;
   /** File descriptors that become readable when there is something to receive; the port's own. None: it must be looked at again and again. */
   readonly eventFds: readonly number[];
+  /** Something is to come back of which no event tells: the thread is to sleep only for a moment. */
+  readonly impatient?: boolean;
   /** Before the thread sleeps: sends what is held back. @returns false if frames have come meanwhile: then it is no time to sleep */
   prepareSleep(): boolean;
   /** About every 100 µs while busy, and at the end of every round with nothing to do: sends what is held back. */
@@ -45,6 +49,8 @@ export interface DeviceOpening {
   readonly pool: WindowPool;
   /** lcores that will use the port */
   readonly lcores: number;
+  /** guests may have lanes to it: what the tags of frames for them are, and what becomes of them */
+  readonly lanes?: LaneTags | undefined;
 }
 
 /** The link of a port as its kernel, file or peer shows it. */
@@ -77,6 +83,8 @@ export interface OpenedDevice<Spec = DeviceSpec> {
   /** It receives what is for other stations, too; absent: it cannot do otherwise. Set by `setPromiscuous`. */
   readonly promiscuous?: boolean;
   setPromiscuous?(on: boolean): void;
+  /** which guest's lane each {address, VLAN} goes to, where there are lanes */
+  readonly lanes?: LaneSteering | undefined;
   /** For one of `lcores` lcores. */
   spec(lcore: number, lcores: number): Spec;
   /** Calls `told` whenever the link changes, until closed. */

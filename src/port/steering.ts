@@ -84,7 +84,7 @@ export class Steering implements SteeringTable {
     if (!Number.isInteger(queue) || queue < 0 || queue >= this.queues)
       throw new RangeError(`queue ${queue} of ${this.queues}`);
     try {
-      this.#table.update(keyOf(mac, vlan), mapIndex(queue));
+      this.#table.update(steerKey(mac, vlan), mapIndex(queue));
       return true;
     } catch (error) {
       if (error instanceof SysError && error.code === 'E2BIG') return false;
@@ -94,7 +94,7 @@ export class Steering implements SteeringTable {
 
   /** @returns false if there was no such entry */
   remove(mac: Uint8Array, vlan: number): boolean {
-    return this.#table.delete(keyOf(mac, vlan));
+    return this.#table.delete(steerKey(mac, vlan));
   }
 
   counts(): SteeringCounts {
@@ -118,7 +118,8 @@ export class Steering implements SteeringTable {
   }
 }
 
-function keyOf(mac: Uint8Array, vlan: number): Uint8Array {
+/** The key of an {address, VLAN} in a table of a program that steers. Throws RangeError. */
+export function steerKey(mac: Uint8Array, vlan: number): Uint8Array {
   if (mac.length !== MAC_BYTES) throw new RangeError(`an address of ${mac.length} bytes`);
   if (!Number.isInteger(vlan) || vlan < 0 || vlan > MAX_VLAN) throw new RangeError(`VLAN ${vlan} of 0 to ${MAX_VLAN}`);
   const key = new Uint8Array(STEER_KEY_BYTES);

@@ -209,7 +209,22 @@ export class VhostPort implements Port {
     this.#tx = usable.filter((_, index) => index % 2 === 1);
   }
 
-  receive(queue = 0): number {
+  /** A vring that has been started and is not at fault. */
+  usable(index: number): NetVring | undefined {
+    const net = this.#vrings[index]?.net;
+    return net?.ring.fault === FAULT_NONE ? net : undefined;
+  }
+
+  /** After others than this port have used a vring: counts its notifications, and tells of a fault that they have met. */
+  settle(index: number): void {
+    const vring = this.#vrings[index];
+    if (vring === undefined) return;
+    this.#countCalls(vring.net);
+    const known = !this.#rx.includes(vring) && !this.#tx.includes(vring);
+    if (vring.net.ring.fault !== FAULT_NONE && !known) this.#stopFaulty(vring);
+  }
+
+  receive(queue = 0, limit = BURST_SIZE): number {
     const { burst } = this.#tools.ringStage;
     const tx = this.#tx[queue];
     if (tx === undefined || tx.net.waiting) {
@@ -217,7 +232,7 @@ export class VhostPort implements Port {
       return 0;
     }
     const { net } = tx;
-    const n = dequeueBurst(net, this.#tools.ringStage);
+    const n = dequeueBurst(net, this.#tools.ringStage, limit);
     if (n > 0) {
       this.counters[PORT_SLOTS.tx_packets] += n;
       this.counters[PORT_SLOTS.tx_bytes] += net.bytes;

@@ -74,6 +74,20 @@ const VRING_COUNTERS = {
   iotlb_misses: 'translations that the ring lacked and asked for',
 } as const;
 
+/** A guest's lane's counters, by which what passes without a copy can be told from what does not. */
+const LANE_COUNTERS = {
+  tx_posted: 'frames of the guest that were given to the uplink where they lie',
+  tx_completed: 'of these, those that have been sent, so that the guest has its buffers back',
+  tx_copied: 'frames of the guest that were copied: in too many pieces, or with a checksum left undone',
+  rx_posted: 'receive buffers that were given to the uplink to write into',
+  rx_completed: 'of these, those that a frame has come in',
+  rx_taken_back: 'of these, those that no frame has come in when the lane was closed',
+  rx_copied: 'frames that were copied into receive buffers: broadcasts, and those to addresses that have no lane',
+  rx_returned: 'receive buffers that were given back empty: too small, or in pieces',
+  rx_drop_too_big: 'frames that the program in the kernel dropped, which were longer than the MTU allows',
+  rx_drop_no_buffer: 'frames that the kernel dropped for want of a receive buffer',
+} as const;
+
 /** An lcore's counters. */
 const LCORE_COUNTERS = {
   rounds: 'times around the poll loop',
@@ -103,6 +117,11 @@ export type VringCounter = keyof typeof VRING_COUNTERS;
 /** What each of a vring's counters counts. */
 export const VRING_COUNTER_HELP: Readonly<Record<VringCounter, string>> = VRING_COUNTERS;
 export const VRING_SLOTS = slots(VRING_COUNTERS);
+/** The name of a lane's counter. */
+export type LaneCounter = keyof typeof LANE_COUNTERS;
+/** What each of a lane's counters counts. */
+export const LANE_COUNTER_HELP: Readonly<Record<LaneCounter, string>> = LANE_COUNTERS;
+export const LANE_SLOTS = slots(LANE_COUNTERS);
 /** The name of an lcore's counter. */
 export type LcoreCounter = keyof typeof LCORE_COUNTERS;
 /** What each of an lcore's counters counts. */

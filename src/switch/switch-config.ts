@@ -21,6 +21,8 @@ export interface SwitchConfig {
   readonly vlan?: VlanConfig;
   /** waiting for room in the receive rings of guests, for frames from an uplink; by default none */
   readonly rxRetry?: RxRetryConfig;
+  /** guests may have lanes to the uplink, by which frames pass without a copy; by default none has */
+  readonly zeroCopy?: boolean;
 }
 
 /** A port that leads out of the switch. */

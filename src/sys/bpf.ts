@@ -24,6 +24,10 @@ import {
 import type { Layout } from '../uapi/layout.ts';
 import { addressOf, check, errno, libc } from './libc.ts';
 
+/** Attach types of links to an interface's traffic, which C headers have from Linux 6.6 on. */
+const BPF_TCX_INGRESS = 46;
+const BPF_TCX_EGRESS = 47;
+
 const SYS_BPF = process.arch === 'x64' ? 321 : 280;
 const EPERM = 1;
 const ENOENT = 2;
@@ -103,8 +107,8 @@ export class BpfMap {
   /** bytes that a lookup gives */
   readonly #lookupSize: number;
 
-  /** @param type BPF_MAP_TYPE_… Throws SysError: EPERM, ENOSYS with what to do. */
-  constructor(type: number, keySize: number, valueSize: number, maxEntries: number, name: string) {
+  /** @param type BPF_MAP_TYPE_… @param flags BPF_F_… Throws SysError: EPERM, ENOSYS with what to do. */
+  constructor(type: number, keySize: number, valueSize: number, maxEntries: number, name: string, flags = 0) {
     this.#keySize = keySize;
     this.#valueSize = valueSize;
     this.#lookupSize = type === BPF_MAP_TYPE_PERCPU_ARRAY ? 8 * Math.ceil(valueSize / 8) * possibleCpus() : valueSize;
@@ -113,6 +117,7 @@ export class BpfMap {
       .u32('key_size', keySize)
       .u32('value_size', valueSize)
       .u32('max_entries', maxEntries)
+      .u32('map_flags', flags)
       .name('map_name', name);
     const fd = bpf(BPF_MAP_CREATE, attr);
     if (fd < 0) throw failure('MAP_CREATE');
@@ -196,10 +201,22 @@ export function loadProgram(type: number, program: Uint8Array, name: string, fla
  * @throws SysError: EBUSY or EEXIST: there is a program already; EOPNOTSUPP: its driver has no XDP; EPERM
  */
 export function attachXdp(program: number, ifindex: number, flags: number): number {
+  return attach(program, ifindex, BPF_XDP, flags);
+}
+
+/**
+ * Has a program of traffic control see what the kernel's stack sends by an interface, or what it would get from there, for as long as the
+ * descriptor that is returned is open in some process. Throws SysError: EINVAL before Linux 6.6; EPERM.
+ */
+export function attachTcx(program: number, ifindex: number, direction: 'ingress' | 'egress'): number {
+  return attach(program, ifindex, direction === 'ingress' ? BPF_TCX_INGRESS : BPF_TCX_EGRESS, 0);
+}
+
+function attach(program: number, ifindex: number, type: number, flags: number): number {
   const attr = new Attr(BPF_ATTR_LINK_CREATE)
     .u32('prog_fd', program)
     .u32('target_ifindex', ifindex)
-    .u32('attach_type', BPF_XDP)
+    .u32('attach_type', type)
     .u32('flags', flags);
   const fd = bpf(BPF_LINK_CREATE, attr);
   if (fd < 0) throw failure('LINK_CREATE');

@@ -3,7 +3,8 @@
  * Addresses are bigint, lengths and offsets are bytes as number (< 2⁵³).
  */
 import { closeSync, ftruncateSync, readFileSync, statfsSync } from 'node:fs';
-import { check, libc } from './libc.ts';
+import { SysError } from '../errors.ts';
+import { check, errno, libc } from './libc.ts';
 
 const PROT_READ_WRITE = 3;
 const MAP_SHARED = 0x01;
@@ -19,6 +20,7 @@ const MFD_HUGE_1GB = 30 << 26;
 const F_ADD_SEALS = 1033;
 const F_GET_SEALS = 1034;
 const F_SEAL_SHRINK = 2;
+const MADV_POPULATE_WRITE = 23;
 const SEEK_HOLE = 4;
 const HUGETLBFS_MAGIC = 0x958458f6;
 
@@ -27,6 +29,8 @@ const c = {
   memfdCreate: libc.func('memfd_create', 'int', ['str', 'uint']),
   fcntl: libc.func('fcntl', 'int', ['int', 'int', 'int']),
   lseek: libc.func('lseek', 'int64_t', ['int', 'int64_t', 'int']),
+  munmap: libc.func('munmap', 'int', ['uintptr_t', 'size_t']),
+  madvise: libc.func('madvise', 'int', ['uintptr_t', 'size_t', 'int']),
   fallocate: libc.func('fallocate', 'int', ['int', 'int', 'int64_t', 'int64_t']),
 };
 
@@ -49,6 +53,27 @@ export function mapZero(address: bigint, len: number): void {
 /** Reserves `len` bytes of zero pages anywhere, for as long as the process lives. */
 export function reserve(len: number): bigint {
   return mmap(0n, len, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+}
+
+/** Takes `len` bytes at `address` out of the address space. */
+export function unmap(address: bigint, len: number): void {
+  check(c.munmap(address, len), 'munmap');
+}
+
+/**
+ * Has the kernel provide every page of `len` bytes at `address`, on a thread of its own: nobody waits. Rejects with SysError: ENOMEM,
+ * EHWPOISON, EFAULT: there is no room for some page; EINVAL: before Linux 5.14.
+ */
+export function populate(address: bigint, len: number): Promise<void> {
+  return new Promise((resolve, reject) => {
+    c.madvise.async(address, len, MADV_POPULATE_WRITE, (error: unknown, status: number) => {
+      if (error) return reject(error as Error);
+      if (status === 0) return resolve();
+      // once more, to hear why: errno is each thread's own
+      if (c.madvise(address, len, MADV_POPULATE_WRITE) === 0) return resolve();
+      reject(new SysError('madvise', errno(), 'MADV_POPULATE_WRITE'));
+    });
+  });
 }
 
 /** A sealable, close-on-exec memory file of `len` zero bytes. The caller owns the fd. */

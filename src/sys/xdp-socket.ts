@@ -15,6 +15,7 @@ import {
   XDP_STATISTICS_ARG,
   XDP_UMEM_REG,
   XDP_UMEM_REG_ARG,
+  XDP_UMEM_UNALIGNED_CHUNK_FLAG,
 } from '../uapi/xdp.ts';
 import { check, errno, libc } from './libc.ts';
 
@@ -51,12 +52,35 @@ export function openXdpSocket(): number {
  * Throws SysError: ENOBUFS where the process may not keep so much in memory.
  */
 export function registerUmem(fd: number, address: bigint, len: number, chunk: number): void {
+  const arg = umemArg(address, len, chunk, 0);
+  check(c.setsockopt(fd, SOL_XDP, XDP_UMEM_REG, arg, arg.byteLength), 'setsockopt', `XDP_UMEM_REG of ${len} bytes`);
+}
+
+/**
+ * The same where chunks may begin at any address, on a thread of its own: nobody waits while the pages are pinned. Rejects with SysError:
+ * ENOBUFS; ENOMEM, EFAULT: some of it is not there, or may not be written.
+ */
+export function registerUnalignedUmem(fd: number, address: bigint, len: number, chunk: number): Promise<void> {
+  const arg = umemArg(address, len, chunk, XDP_UMEM_UNALIGNED_CHUNK_FLAG);
+  return new Promise((resolve, reject) => {
+    c.setsockopt.async(fd, SOL_XDP, XDP_UMEM_REG, arg, arg.byteLength, (error: unknown, status: number) => {
+      if (error) return reject(error as Error);
+      if (status === 0) return resolve();
+      // once more, to hear why: errno is each thread's own
+      if (c.setsockopt(fd, SOL_XDP, XDP_UMEM_REG, arg, arg.byteLength) === 0) return resolve();
+      reject(new SysError('setsockopt', errno(), `XDP_UMEM_REG of ${len} bytes`));
+    });
+  });
+}
+
+function umemArg(address: bigint, len: number, chunk: number, flags: number): DataView {
   const { off } = XDP_UMEM_REG_ARG;
   const arg = new DataView(new ArrayBuffer(XDP_UMEM_REG_ARG.size));
   arg.setBigUint64(off.addr, address, true);
   arg.setBigUint64(off.len, BigInt(len), true);
   arg.setUint32(off.chunk_size, chunk, true);
-  check(c.setsockopt(fd, SOL_XDP, XDP_UMEM_REG, arg, arg.byteLength), 'setsockopt', `XDP_UMEM_REG of ${len} bytes`);
+  arg.setUint32(off.flags, flags, true);
+  return arg;
 }
 
 /** Makes one of the socket's rings. @param option XDP_RX_RING and the like @param size elements, a power of two */

@@ -13,24 +13,36 @@ export const BPF_PROG_LOAD = 5;
 export const BPF_LINK_CREATE = 28;
 
 export const BPF_MAP_TYPE_HASH = 1;
+export const BPF_MAP_TYPE_ARRAY = 2;
 export const BPF_MAP_TYPE_PERCPU_ARRAY = 6;
+export const BPF_MAP_TYPE_DEVMAP = 14;
 export const BPF_MAP_TYPE_XSKMAP = 17;
 
+/** Of an array: its values can be mapped into memory. */
+export const BPF_F_MMAPABLE = 1 << 10;
+
 export const BPF_PROG_TYPE_SOCKET_FILTER = 1;
+export const BPF_PROG_TYPE_SCHED_CLS = 3;
 export const BPF_PROG_TYPE_XDP = 6;
 
 /** The attach type of a link to an interface. */
 export const BPF_XDP = 37;
 
 export const BPF_FUNC_map_lookup_elem = 1;
+export const BPF_FUNC_redirect = 23;
+export const BPF_FUNC_xdp_adjust_head = 44;
 export const BPF_FUNC_redirect_map = 51;
 export const BPF_FUNC_skb_load_bytes_relative = 68;
 export const BPF_FUNC_xdp_get_buff_len = 188;
 /** Offsets count from the Ethernet header on. */
 export const BPF_HDR_START_MAC = 0;
 
-/** What an XDP program answers: here, the packet goes on to the kernel. */
+/** What an XDP program answers: the packet is dropped; it goes on to the kernel. */
+export const XDP_DROP = 1;
 export const XDP_PASS = 2;
+
+/** What a program of traffic control answers: the packet is dropped. */
+export const TC_ACT_SHOT = 2;
 
 /** A name is 15 characters and a NUL. */
 export const BPF_OBJ_NAME_LEN = 16;

@@ -34,6 +34,11 @@ export const XDP_USE_SG = 16;
 /** In a descriptor's options: the frame goes on in the next one. */
 export const XDP_PKT_CONTD = 1;
 
+/** In `xdp_umem_reg.flags`: chunks begin anywhere. */
+export const XDP_UMEM_UNALIGNED_CHUNK_FLAG = 1;
+/** Where chunks begin anywhere, an address says in its upper bits how far behind the chunk's beginning the frame lies. */
+export const XSK_UNALIGNED_BUF_OFFSET_SHIFT = 48;
+
 /** In a ring's flags: the kernel must be told of what is new in it. */
 export const XDP_RING_NEED_WAKEUP = 1;
 

@@ -4,7 +4,7 @@
  * @see vhost-user specification; VIRTIO 1.2 §2
  */
 import { ProtocolError } from '../errors.ts';
-import type { MemoryRegion } from '../mem/guest-memory.ts';
+import type { MappedFile, MemoryRegion } from '../mem/guest-memory.ts';
 import type { WindowPool } from '../mem/window.ts';
 import { hasFeature, VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM } from '../uapi/virtio.ts';
 import type { Datapath, DeviceMemory } from './datapath.ts';
@@ -104,6 +104,11 @@ export class VirtioDevice implements VhostDevice {
   /** Bytes of guest memory mapped. */
   get memoryBytes(): number {
     return this.#space.memory.regions.reduce((sum, { size }) => sum + size, 0);
+  }
+
+  /** The files of the guest's memory as they are now; their fds stay the device's. */
+  get memoryFiles(): MappedFile[] {
+    return this.#space.memory.files;
   }
 
   /** LOG_ALL comes and goes while the rings run: it is not the driver's. Everything else starts them anew. */

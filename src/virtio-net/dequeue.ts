@@ -16,9 +16,10 @@ import { tallyPacket } from './tally.ts';
  * Fills the stage's burst from the vring, without the device headers. A malformed chain sets `ring.fault` and ends the burst
  * before it; one with a translation missing ends it too, and `vring.waiting` is set. The chains stay the device's until
  * `completeBurst`.
- * @returns packets taken, 0 to 32
+ * @param limit packets at most, up to 32
+ * @returns packets taken
  */
-export function dequeueBurst(vring: NetVring, stage: RingStage): number {
+export function dequeueBurst(vring: NetVring, stage: RingStage, limit = BURST_SIZE): number {
   const { ring } = vring;
   const { burst } = stage;
   burst.segments.count = 0;
@@ -30,7 +31,7 @@ export function dequeueBurst(vring: NetVring, stage: RingStage): number {
   burst.tagged = false;
   const ready = ring.refresh();
   if (ready === 0) return 0;
-  const n = Math.min(ready, BURST_SIZE);
+  const n = Math.min(ready, limit);
   const plain = stage.take(vring, 0, n, 0);
   let i = plain;
   let ahead = i;

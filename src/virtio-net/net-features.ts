@@ -2,7 +2,7 @@
  * The feature bits that the network device offers.
  * @see VIRTIO 1.2 §5.1.3, §6
  */
-import { featureMask, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_RESET } from '../uapi/virtio.ts';
+import { featureMask, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_RING_RESET } from '../uapi/virtio.ts';
 import {
   VIRTIO_NET_F_CSUM,
   VIRTIO_NET_F_GSO,
@@ -40,6 +40,8 @@ export interface NetFeatureOptions {
   readonly iommu: boolean;
   /** queues may be reset singly; default false, since QEMU 7.2 does not tell of that */
   readonly ringReset?: boolean | undefined;
+  /** buffers are used in the order in which they were made available; default true */
+  readonly inOrder?: boolean | undefined;
   /** the config space says the device's address */
   readonly mac?: Uint8Array | undefined;
 }
@@ -81,6 +83,7 @@ export function offeredNetFeatures({
   tso,
   iommu,
   ringReset = false,
+  inOrder = true,
   mac,
 }: NetFeatureOptions): bigint {
   const sets: [bigint, boolean][] = [
@@ -92,5 +95,8 @@ export function offeredNetFeatures({
     [CHECKSUM, txCsum || tso],
     [SEGMENTATION, tso],
   ];
-  return sets.reduce((features, [set, has]) => (has ? features | set : features), ALWAYS);
+  return sets.reduce(
+    (features, [set, has]) => (has ? features | set : features),
+    inOrder ? ALWAYS : ALWAYS & ~featureMask(VIRTIO_F_IN_ORDER),
+  );
 }

@@ -40,6 +40,7 @@ const HEADERS = [
   'linux/userfaultfd.h',
   'linux/if_packet.h',
   'linux/rtnetlink.h',
+  'linux/veth.h',
   'linux/if_link.h',
   'linux/if.h',
   'net/if_arp.h',

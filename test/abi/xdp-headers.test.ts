@@ -11,6 +11,7 @@ const HEADERS = [
   'sys/socket.h',
   'linux/types.h',
   'linux/bpf.h',
+  'linux/pkt_cls.h',
   'linux/if_xdp.h',
   'linux/if_link.h',
   'linux/if.h',

@@ -43,7 +43,7 @@ describe('the vhost-switch command', { timeout: 300_000 }, () => {
     ['-p 1', /-p: enables port 0, but there is no port; name one with --vdev or -a/],
     ['--vdev net_tup0', /--vdev net_tup0: no such kind of device; the nearest is net_tap0/],
     ['--vdev net_af_packet0', /--vdev net_af_packet0: needs iface=…/],
-    ['--vm2vm 0 --zero-copy 1', /--zero-copy 1: zero copy is not in this version yet; leave --zero-copy out/],
+    ['--vm2vm 0 --zero-copy 1', /--zero-copy 1: only with an uplink of net_af_xdp; name one with --vdev/],
     ['--zero-copy 1', /--zero-copy 1: not with software switching between guests/],
     ['--client', /--client: needs a socket to connect to; give --socket-file/],
     ['--client --socket-file s --socket-mode 600', /--socket-mode: not with --client/],

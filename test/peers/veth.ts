@@ -5,9 +5,14 @@
 import { closeSync } from 'node:fs';
 import koffi from 'koffi';
 import { findInterface } from '../../src/sys/netlink.ts';
+import { inNetns } from '../../src/sys/netns.ts';
+import { IFREQ, SIOCETHTOOL } from '../../src/uapi/ethtool.ts';
 import { ip } from './netns.ts';
 
 const CLONE_NEWNET = 0x40000000;
+const AF_INET = 2;
+const SOCK_DGRAM = 2;
+const ETHTOOL_STXCSUM = 0x17;
 const AF_PACKET = 17;
 const SOCK_RAW = 3;
 const SOCK_NONBLOCK = 0o4000;
@@ -26,6 +31,7 @@ const libc = koffi.load(null);
 const c = {
   unshare: libc.func('unshare', 'int', ['int']),
   socket: libc.func('socket', 'int', ['int', 'int', 'int']),
+  ioctl: libc.func('ioctl', 'int', ['int', 'ulong', 'void *']),
   bind: libc.func('bind', 'int', ['int', 'void *', 'uint']),
   setsockopt: libc.func('setsockopt', 'int', ['int', 'int', 'int', 'void *', 'uint']),
   send: libc.func('send', 'int64_t', ['int', 'void *', 'size_t', 'int']),
@@ -52,6 +58,22 @@ export function addVeth(a: string, b: string, { queues = 1, mtu = 1500 } = {}): 
     ip('link', 'set', name, 'addrgenmode', 'none');
     ip('link', 'set', name, 'up');
   }
+}
+
+/** Has an interface in a network namespace send frames with their checksums done, as from a cable. */
+export function completeChecksums(netns: string, name: string): void {
+  inNetns(netns, () => {
+    const fd = check(c.socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), 'socket');
+    try {
+      const value = Uint32Array.of(ETHTOOL_STXCSUM, 0);
+      const request = new DataView(new ArrayBuffer(IFREQ.size));
+      new Uint8Array(request.buffer).set(Buffer.from(name), IFREQ.off.ifr_name);
+      request.setBigUint64(IFREQ.off.ifr_data, koffi.address(value), true);
+      check(c.ioctl(fd, SIOCETHTOOL, request), 'ETHTOOL_STXCSUM');
+    } finally {
+      closeSync(fd);
+    }
+  });
 }
 
 /** Frames to and from an interface as they are. */

@@ -341,10 +341,32 @@ for (const [line, says] of Object.entries(REFUSALS)) {
   });
 }
 
-test('switch options: zero copy without a contradiction is refused as not there yet', () => {
-  const message =
-    '--zero-copy 1: zero copy is not in this version yet; leave --zero-copy out, packets between guests are copied once';
-  assert.throws(() => app(...words('--zero-copy 1 --vm2vm 0')), { code: 'CONFIG_NOT_YET', message });
+const XDP = '--vdev net_af_xdp0,iface=eth1 -p 0x1 --vm2vm 0 --zero-copy 1';
+
+test('switch options: zero copy takes an uplink of net_af_xdp that does not steer, and memory that is there', () => {
+  fails(
+    'CONFIG_CONFLICT',
+    /^--zero-copy 1: only with an uplink of net_af_xdp; name/,
+    ...words('--zero-copy 1 --vm2vm 0'),
+  );
+  const packet = words('--vdev net_af_packet0,iface=eth1 -p 0x1 --vm2vm 2 --zero-copy 1');
+  assert.throws(() => parseCommandLine(packet), {
+    code: 'CONFIG_CONFLICT',
+    message: /only with an uplink of net_af_xdp/,
+  });
+  const steered = words(XDP.replace('eth1', 'eth1,steer_queues=2'));
+  assert.throws(() => parseCommandLine(steered), { code: 'CONFIG_CONFLICT', message: /not with steer_queues=2: each/ });
+  assert.throws(() => parseCommandLine(words(`${XDP} --postcopy 1`)), { message: /use --postcopy 0/ });
+});
+
+test('switch options: zero copy says how many buffers the uplink has, and leaves checksums to the guests', () => {
+  const parsed = parseCommandLine(words(XDP));
+  assert.deepEqual([parsed.zeroCopy, parsed.txCsum, parsed.notes], [{ rx: 32, tx: 64 }, false, []]);
+  const asked = parseCommandLine(words(`${XDP} --rx-desc-num 1 --tx-desc-num 4096 --tx-csum 1`));
+  assert.deepEqual([asked.zeroCopy, asked.txCsum], [{ rx: 1, tx: 4096 }, true]);
+  for (const name of ['--rx-desc-num', '--tx-desc-num'])
+    assert.throws(() => parseCommandLine(words(`${XDP} ${name} 0`)), { message: /^--.x-desc-num 0: at least 1/ });
+  assert.equal(app().zeroCopy, undefined);
 });
 
 test('switch options: only the value that counts is refused', () => {
