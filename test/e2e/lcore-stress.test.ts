@@ -1,6 +1,7 @@
 /**
  * Two lcores under load while devices come and go, queues are disabled, enabled and moved, and dirty pages are logged: every frame is where
- * it belongs, in order and unharmed, or named by a counter. LCORE_STRESS_PACKETS: how many frames; 10⁸ before a release.
+ * it belongs, in order and unharmed, or named by a counter. LCORE_STRESS_PACKETS: how many frames; 10⁸ before a release, by
+ * `LCORE_STRESS_PACKETS=100000000 node --test test/e2e/lcore-stress.test.ts`, as test/run.ts gives no test so much time.
  */
 import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';

@@ -39,7 +39,7 @@ export interface StressReport {
 
 const EPOCHS = 4;
 const TURNS_PER_SLICE = 16;
-const FRAMES_PER_WAKE_ROUND = 1000;
+const FRAMES_PER_WAKE_ROUND = 4000;
 /** An lcore that has slept through a kick wakes after a second by itself. */
 const LOST_WAKEUP_MS = 990;
 
