@@ -5,6 +5,7 @@ import { USAGE as RETRY_USAGE, retry } from './retry.ts';
 import { USAGE as RFC2544_USAGE, rfc2544 } from './rfc2544.ts';
 import { USAGE as TCP_USAGE, tcp } from './tcp.ts';
 import { USAGE as UPLINK_USAGE, uplink } from './uplink.ts';
+import { USAGE as UPLINK_TCP_USAGE, uplinkTcp } from './uplink-tcp.ts';
 import { USAGE as VM2VM_USAGE, vm2vm } from './vm2vm.ts';
 
 const BENCHMARKS: Record<string, { usage: string; run: (argv: readonly string[]) => Promise<void> }> = {
@@ -15,6 +16,7 @@ const BENCHMARKS: Record<string, { usage: string; run: (argv: readonly string[])
   retry: { usage: RETRY_USAGE, run: retry },
   tcp: { usage: TCP_USAGE, run: tcp },
   uplink: { usage: UPLINK_USAGE, run: uplink },
+  'uplink-tcp': { usage: UPLINK_TCP_USAGE, run: uplinkTcp },
 };
 
 const [name, ...argv] = process.argv.slice(2);

@@ -3,18 +3,11 @@
  * bridge with taps. In each round each in its turn is started, two guests are booted on it, and all is stopped again.
  */
 import { parseArgs } from 'node:util';
-import { hasFeature } from '../src/uapi/virtio.ts';
-import {
-  VIRTIO_NET_F_CSUM,
-  VIRTIO_NET_F_GUEST_CSUM,
-  VIRTIO_NET_F_GUEST_TSO4,
-  VIRTIO_NET_F_HOST_TSO4,
-  VIRTIO_NET_F_MRG_RXBUF,
-} from '../src/uapi/virtio-net.ts';
 import { kvmWorks } from '../test/peers/kvm.ts';
 import { ensurePeers, packageVersion } from '../test/peers/packages.ts';
 import { makeTempDir, removeTempDir } from '../test/peers/process.ts';
 import { QemuGuest, type QemuGuestOptions } from '../test/peers/qemu.ts';
+import { checkOffloads, PORT, ran, runClient, type TcpRun } from './iperf.ts';
 import { bridge, bridgeMissing } from './peers/bridge.ts';
 import { ownPeer } from './peers/ours.ts';
 import type { BenchPeerOptions } from './peers/peer.ts';
@@ -26,25 +19,10 @@ const GUESTS = [
   { name: 'a', mac: '52:54:00:00:00:01', ip: '10.0.0.1' },
   { name: 'b', mac: '52:54:00:00:00:02', ip: '10.0.0.2' },
 ] as const;
-/** iperf3's, and the same as /proc/net/tcp6 has it. */
-const PORT = 5201;
+/** iperf3's port as /proc/net/tcp6 has it. */
 const LISTENING = `:${PORT.toString(16).toUpperCase()} [0-9A-F]*:0000 0A`;
 const SERVER_LOG = '/tmp/iperf3.log';
-/** Slow start, which iperf3 leaves out of its result. */
-const OMITTED_SECONDS = 1;
-/** So much of a run's time at least must have passed. */
-const CLOCK_TOLERANCE = 0.9;
 const BOOT_MS = 120_000;
-const IPERF_EXTRA_MS = 30_000;
-/** Without any of these, segments of 64 KiB would not go from guest to guest as they are. */
-const NEEDED: Record<string, number> = {
-  CSUM: VIRTIO_NET_F_CSUM,
-  GUEST_CSUM: VIRTIO_NET_F_GUEST_CSUM,
-  HOST_TSO4: VIRTIO_NET_F_HOST_TSO4,
-  GUEST_TSO4: VIRTIO_NET_F_GUEST_TSO4,
-  MRG_RXBUF: VIRTIO_NET_F_MRG_RXBUF,
-};
-
 /** What two guests can be connected to. */
 interface TcpPeer {
   readonly name: string;
@@ -130,13 +108,6 @@ async function havePeers(keys: readonly string[]): Promise<string[]> {
   return present;
 }
 
-/** What one iperf3 run gave. */
-interface TcpRun {
-  /** received, Gbit/s of payload */
-  gbps: number;
-  retransmits: number;
-}
-
 interface TcpResult {
   runs: TcpRun[];
   /** what guest A's driver has negotiated, in hex */
@@ -145,43 +116,11 @@ interface TcpResult {
   failures: string[];
 }
 
-/** Runs a command that must succeed. @returns what it printed. */
-async function ran(guest: QemuGuest, command: string, timeoutMs?: number): Promise<string> {
-  const { status, output } = await guest.sh(command, timeoutMs);
-  if (status === 0) return output;
-  throw new Error(`guest ${guest.options.name}: "${command}" ended with status ${status}: ${output.trim()}`);
-}
-
-/** @returns the features, in hex. Throws if a segment could not go through whole. */
-async function checkOffloads(guest: QemuGuest): Promise<string> {
-  const features = await guest.features();
-  const missing = Object.keys(NEEDED).filter((name) => !hasFeature(features, NEEDED[name]));
-  const hex = `0x${features.toString(16)}`;
-  if (missing.length === 0) return hex;
-  throw new Error(`guest ${guest.options.name} has no ${missing.join(', ')}: its features are ${hex}`);
-}
-
 /** One run from guest A to guest B. */
 async function iperf(a: QemuGuest, b: QemuGuest, seconds: number, streams: number): Promise<TcpRun> {
   const listening = `for i in $(seq 100); do grep -q '${LISTENING}' /proc/net/tcp /proc/net/tcp6 && exit; sleep .1; done; exit 1`;
   await ran(b, `iperf3 -s -D -p ${PORT} --logfile ${SERVER_LOG} && { ${listening}; }`);
-  const from = performance.now();
-  const client = `iperf3 -J -c ${GUESTS[1].ip} -p ${PORT} -t ${seconds} -O ${OMITTED_SECONDS} -P ${streams}`;
-  const { output } = await a.sh(client, 1000 * (seconds + OMITTED_SECONDS) + IPERF_EXTRA_MS);
-  const said = JSON.parse(output) as {
-    error?: string;
-    end: { sum_received: { bits_per_second: number; seconds: number }; sum_sent: { retransmits: number } };
-  };
-  const tookSeconds = (performance.now() - from) / 1000;
-  if (said.error !== undefined) {
-    const server = (await b.sh(`tail -n 3 ${SERVER_LOG}`)).output;
-    throw new Error(`iperf3: ${said.error}; its server said: ${server.trim()}`);
-  }
-  const { bits_per_second: rate, seconds: measured } = said.end.sum_received;
-  // The rate is by the guests' clocks, which under emulation may jump with the host's time-stamp counters.
-  if (tookSeconds < CLOCK_TOLERANCE * (seconds + OMITTED_SECONDS) || measured < CLOCK_TOLERANCE * seconds)
-    throw new Error(`a guest's clock jumped: ${measured} s by iperf3, ${figure(tookSeconds)} s here with its start`);
-  return { gbps: rate / 1e9, retransmits: said.end.sum_sent.retransmits };
+  return runClient(a, GUESTS[1].ip, { seconds, streams }, async () => (await b.sh(`tail -n 3 ${SERVER_LOG}`)).output);
 }
 
 /** One peer's turn: starts it, boots two guests, runs iperf3 once, and stops everything. What fails is told and noted. */

@@ -18,7 +18,7 @@ if (files.length === 0) {
   process.exit(2);
 }
 
-const { leftOut } = await ensurePeers(['qemu', 'dpdk']);
+const { leftOut } = await ensurePeers(['qemu', 'dpdk', 'machine']);
 const noXdp = await probeXdp();
 // One file at a time: guests under software emulation need both cores.
 const args = ['--test', '--test-concurrency=1', '--test-timeout=300000', ...files];

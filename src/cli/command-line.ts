@@ -4,6 +4,7 @@
  */
 import { type PortRequest, portName } from '../control/uplinks.ts';
 import { ConfigError } from '../errors.ts';
+import { cuseNotes } from './cuse-settings.ts';
 import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
 import { FLAG, fold, formatHelp, givenValue, notesOn, type Option, optionName, refuseLater } from './options.ts';
 import { SWITCH } from './switch-options.ts';
@@ -50,7 +51,13 @@ export function parseCommandLine(argv: readonly string[]): CommandLine {
     ...eal,
     ...app,
     ignored: [...eal.ignored, ...words],
-    notes: [...eal.notes, ...uplinkNotes(given), ...notesOn(given), ...unusedPorts(eal.ports, app.enabledPorts)],
+    notes: [
+      ...eal.notes,
+      ...uplinkNotes(given),
+      ...cuseNotes(given),
+      ...notesOn(given),
+      ...unusedPorts(eal.ports, app.enabledPorts),
+    ],
   };
 }
 
@@ -75,8 +82,10 @@ export function helpText(): string {
   const ignoredNames = EAL_IGNORED.map(optionName).join(', ');
   return `usage: vhost-switch [EAL options] -- [application options]
        vhost-switch [options of both kinds]
+       vhost-switch doctor [options], which says what is in the way: vhost-switch doctor --help
 
-Switches Ethernet packets between virtual machines that connect to its vhost-user sockets.
+Switches Ethernet packets between virtual machines that connect to its vhost-user sockets, or open
+its character device.
 
 ${formatHelp(COMMON_ROWS)}
 

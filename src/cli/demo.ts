@@ -4,6 +4,7 @@
  * Real guests may connect to the same socket meanwhile. Takes the options of vhost-switch.
  */
 import { Worker } from 'node:worker_threads';
+import { ConfigError } from '../errors.ts';
 import { workerUrl } from '../lcore/worker-url.ts';
 import type { CommandLine } from './command-line.ts';
 import type { DemoGuestSetup } from './demo-guest.ts';
@@ -31,6 +32,10 @@ function stopGuest(guest: Worker): Promise<void> {
 }
 
 function run(options: CommandLine): Promise<void> {
+  if (options.sockets.length === 0)
+    throw new ConfigError('CONFIG_CONFLICT', '--vhost', "the demonstration's guests need a socket; use --vhost both", {
+      value: 'cuse',
+    });
   const printer = new LivePrinter(process.stdout);
   const output: Output = {
     say: (line) => printer.say(line),

@@ -44,17 +44,17 @@ export interface EalSettings {
 }
 
 /** CPU_SETSIZE of glibc. */
-const MAX_CPUS = 1024;
+export const MAX_LCORES = 1024;
 
 const ownCpu = (lcore: number): LcoreCpus => ({ lcore, cpus: [lcore] });
 
 const CORE_MASK: ValueType<LcoreCpus[]> = {
-  range: hexMask(MAX_CPUS).range,
-  parse: (text) => hexMask(MAX_CPUS).parse(text)?.map(ownCpu),
+  range: hexMask(MAX_LCORES).range,
+  parse: (text) => hexMask(MAX_LCORES).parse(text)?.map(ownCpu),
 };
 
 const CORE_LIST: ValueType<LcoreCpus[]> = {
-  range: `numbers and ranges below ${MAX_CPUS}, for example 0-3,6`,
+  range: `numbers and ranges below ${MAX_LCORES}, for example 0-3,6`,
   parse: (text) => parseNumbers(text)?.map(ownCpu),
 };
 
@@ -72,7 +72,7 @@ function parseNumbers(text: string): number[] | undefined {
     if (range === null) return undefined;
     const from = Number(range[1]);
     const to = Number(range[2] ?? from);
-    if (Math.max(from, to) >= MAX_CPUS) return undefined;
+    if (Math.max(from, to) >= MAX_LCORES) return undefined;
     for (let n = Math.min(from, to); n <= Math.max(from, to); n++) numbers.add(n);
   }
   return [...numbers].sort((a, b) => a - b);
@@ -110,7 +110,7 @@ export const EAL = {
   mainLcore: {
     long: 'main-lcore',
     value: 'LCORE',
-    type: integer(0, MAX_CPUS - 1),
+    type: integer(0, MAX_LCORES - 1),
     help: 'lcore of the main thread, which handles no packets; the lowest if left out',
   },
   vdev: {

@@ -58,6 +58,7 @@ export async function runSwitch(
   });
   // a client tells itself what it waits for
   if (!options.client) for (const path of options.sockets) output.log('info', `listening on ${path}`);
+  if (options.cuse !== undefined) output.log('info', `serving /dev/${options.cuse}`);
   const finish = meanwhile(running);
   try {
     await Promise.race([stopped, failed.promise]);

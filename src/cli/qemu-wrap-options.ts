@@ -13,6 +13,10 @@ export interface QemuWrapSettings {
   readonly help: boolean;
   readonly version: boolean;
   readonly showVersion: boolean;
+  /** A libvirt domain's file to rewrite, in place of starting QEMU; `-` is standard input. */
+  readonly libvirt: string | undefined;
+  /** MAC addresses of the domain's interfaces to rewrite; undefined for all that are virtio. */
+  readonly macs: readonly string[] | undefined;
   /** Show what would be run, and do not run it. */
   readonly print: boolean;
   /** Absolute paths of the switch's sockets, for the first card, the second, … */
@@ -40,6 +44,11 @@ const HUGEPAGES: ValueType<HugepagesWish> = {
     if (text.startsWith('/')) return { path: text.replace(/(?<=.)\/+$/, '') };
     return choice('auto', 'on', 'off').parse(text);
   },
+};
+
+const MAC: ValueType<string> = {
+  range: 'such as 52:54:00:00:00:01',
+  parse: (text) => (/^[\da-f]{2}(?::[\da-f]{2}){5}$/i.test(text) ? text.toLowerCase() : undefined),
 };
 
 const OPTIONS = {
@@ -85,10 +94,31 @@ const OPTIONS = {
     help: 'queue pairs of each virtio card; without, as many as its tap has',
   },
   qemu: { long: 'qemu', value: 'PROGRAM', type: TEXT, help: "QEMU's program; all words that follow are its options" },
+  libvirt: {
+    long: 'libvirt',
+    value: 'FILE',
+    type: TEXT,
+    help: 'write a libvirt domain for the switch; - reads standard input',
+  },
+  mac: {
+    long: 'mac',
+    value: 'ADDRESS',
+    type: MAC,
+    repeats: true,
+    help: 'with --libvirt: only the interface of this MAC address',
+  },
   print: { long: 'print', type: FLAG, help: 'show the command line and why it is so, and do not run it' },
   help: { long: 'help', type: FLAG, help: 'show this help and exit' },
   version: { long: 'version', type: FLAG, help: 'show the version and exit' },
 } satisfies Record<string, Option>;
+
+/** What makes no sense with `--libvirt`, and what to do instead. */
+const NOT_WITH_LIBVIRT: readonly (readonly [Option, string])[] = [
+  [OPTIONS.cuse, 'a domain of libvirt reaches the character device with qemu-wrap as its <emulator>'],
+  [OPTIONS.hugepages, 'a domain has its hugepages by <memoryBacking><hugepages/>, which stays'],
+  [OPTIONS.qemu, 'a domain has its own <emulator>'],
+  [OPTIONS.print, 'the domain is printed in any case'],
+];
 
 const ROWS: readonly Option[] = Object.values(OPTIONS);
 /** Options that may come from the environment instead. */
@@ -124,12 +154,19 @@ export function parseQemuWrap(argv: readonly string[], env: NodeJS.ProcessEnv = 
   const queues = givenValue(said, OPTIONS.queues);
   if (queues !== undefined && devices.length > 0)
     throw new ConfigError('CONFIG_CONFLICT', '--queues', 'cannot be given together with --cuse: the tap has its own');
+  const libvirt = givenValue(given, OPTIONS.libvirt);
+  const macs = allValues(given, OPTIONS.mac);
+  if (libvirt !== undefined) checkLibvirt(given, sockets, rest);
+  else if (macs.length > 0)
+    throw new ConfigError('CONFIG_CONFLICT', '--mac', 'chooses interfaces for --libvirt, which is not given');
   const value = <T>(row: Option<T> & { readonly default: string }) =>
     givenValue(said, row) ?? row.type.parse(row.default)!;
   return {
     help: givenValue(given, OPTIONS.help) ?? false,
     version: givenValue(given, OPTIONS.version) ?? false,
     showVersion: false,
+    libvirt,
+    macs: macs.length > 0 ? macs : undefined,
     print: givenValue(given, OPTIONS.print) ?? false,
     sockets: sockets.map((path) => resolve(path)),
     devices,
@@ -140,6 +177,22 @@ export function parseQemuWrap(argv: readonly string[], env: NodeJS.ProcessEnv = 
     qemu: programFirst ? rest[0] : named,
     args: programFirst ? rest.slice(1) : rest,
   };
+}
+
+/** Throws ConfigError for what does not go with --libvirt. */
+function checkLibvirt(given: readonly Given[], sockets: readonly string[], words: readonly string[]): void {
+  for (const [row, why] of NOT_WITH_LIBVIRT) {
+    if (given.some((one) => one.row === row))
+      throw new ConfigError('CONFIG_CONFLICT', `--${row.long}`, `cannot be given together with --libvirt: ${why}`);
+  }
+  if (words.length > 0)
+    throw new ConfigError('CONFIG_UNEXPECTED_WORD', words[0], 'has no place with --libvirt, which starts no QEMU');
+  if (sockets.length === 0)
+    throw new ConfigError(
+      'CONFIG_CONFLICT',
+      '--socket',
+      'is missing: the socket of the switch, as its --socket-file says',
+    );
 }
 
 /** What the environment says of options that are not given. Sockets and devices are separated by colons. */
@@ -174,6 +227,7 @@ export function qemuWrapHelp(): string {
   const variables = FROM_ENVIRONMENT.map(variableOf).join(', ');
   return `usage: qemu-wrap [options] [--] QEMU-PROGRAM [QEMU's options]
        qemu-wrap [options] [--] [QEMU's options]
+       qemu-wrap [options] --libvirt FILE
 
 Starts QEMU with the virtio network cards of its command line on vhost-switch: guest memory is
 shared, and each card gets a vhost-user socket in place of its network. All else stays as it is.

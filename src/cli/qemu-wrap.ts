@@ -6,6 +6,7 @@ import { deviceLink, type Link, reconnectKeys, socketLink } from '../launch/link
 import { printRewritten } from '../launch/print.ts';
 import { rewriteQemuLine } from '../launch/rewrite.ts';
 import { replaceProcess } from '../sys/exec.ts';
+import { rewriteDomainFile } from './libvirt-domain.ts';
 import { fileKind, findProgram, openDevice, qemuVersion, readHugetlbMounts, usualPrograms } from './qemu-machine.ts';
 import { parseQemuWrap, type QemuWrapSettings, qemuWrapHelp } from './qemu-wrap-options.ts';
 import { runCommand } from './run-command.ts';
@@ -23,6 +24,10 @@ function linkFor(settings: QemuWrapSettings, program: string): Link {
 }
 
 async function run(settings: QemuWrapSettings): Promise<void> {
+  if (settings.libvirt !== undefined) {
+    await rewriteDomainFile(settings.libvirt, settings);
+    return;
+  }
   const { qemu, args, hugepages, offloads, queues } = settings;
   const program = findProgram(qemu === undefined ? usualPrograms() : [qemu], process.env.PATH ?? '');
   const rewritten = rewriteQemuLine(args, {

@@ -18,6 +18,16 @@ const DESC_COUNT: ValueType<number> = {
   },
 };
 
+const DEVICE_NUMBER: ValueType<{ readonly major: number; readonly minor: number }> = {
+  range: '1..511:0..1048575',
+  parse: (text) => {
+    const [major, minor, ...rest] = text.split(':');
+    const number = { major: integer(1, 511).parse(major), minor: integer(0, 1048575).parse(minor ?? '') };
+    if (number.major === undefined || number.minor === undefined || rest.length > 0) return undefined;
+    return { major: number.major, minor: number.minor };
+  },
+};
+
 const FILE_MODE: ValueType<number> = {
   range: 'octal 0..0777',
   parse: (text) => (/^0*[0-7]{1,3}$/.test(text) ? Number.parseInt(text, 8) : undefined),
@@ -51,23 +61,37 @@ export const SWITCH = {
       'socket to listen on, in place of the one of --dev-basename, for any number of guests; ,vlan=VID behind the path puts them into a ' +
       'VLAN, ,trunk=VIDS,native=VID into several',
   },
+  vhost: setting(
+    'vhost',
+    'HOW',
+    choice('user', 'cuse', 'both'),
+    'user',
+    'user = by sockets; cuse = by a character device that is like /dev/vhost-net, for QEMU with vhostfd=; both',
+  ),
   devBasename: setting(
     'dev-basename',
     'NAME',
     SOCKET_PATH,
     'vhost-net',
-    'name of the socket to create in the current directory',
+    'name of the socket to create in the current directory; with --vhost cuse, of the device: /dev/NAME-INDEX',
   ),
   devIndex: {
     long: 'dev-index',
     value: 'INDEX',
     type: integer(0, INT32_MAX),
-    help: 'number after the name of the character device (later version); a socket does not carry it',
-    note: 'names the character device only, which comes with a later version; the name of the socket does not change',
+    help: 'number behind the name of the character device, 0 if left out; a socket does not carry it',
   },
-  socketMode: setting('socket-mode', 'MODE', FILE_MODE, '0660', 'permissions of the sockets'),
-  socketOwner: { long: 'socket-owner', value: 'USER|UID', type: ACCOUNT, help: 'owner of the sockets' },
-  socketGroup: { long: 'socket-group', value: 'GROUP|GID', type: ACCOUNT, help: 'group of the sockets' },
+  devNumber: {
+    long: 'dev-number',
+    value: 'MAJOR:MINOR',
+    type: DEVICE_NUMBER,
+    help:
+      "number of the character device, which the kernel chooses if it is left out; DPDK's virtio-user takes only one with major 10, such " +
+      'as 10:4096 where the kernel has that free',
+  },
+  socketMode: setting('socket-mode', 'MODE', FILE_MODE, '0660', 'permissions of the sockets and the device'),
+  socketOwner: { long: 'socket-owner', value: 'USER|UID', type: ACCOUNT, help: 'owner of the sockets and the device' },
+  socketGroup: { long: 'socket-group', value: 'GROUP|GID', type: ACCOUNT, help: 'group of the sockets and the device' },
   client: {
     long: 'client',
     type: FLAG,

@@ -6,14 +6,19 @@ import { normalize } from 'node:path';
 import { ConfigError } from '../errors.ts';
 import { MAX_RETRY_US } from '../port/rx-retry.ts';
 import type { PortVlan, RxRetryConfig, VlanConfig } from '../switch/switch-config.ts';
+import { cuseNameOf, hasCuse } from './cuse-settings.ts';
 import { allValues, type Given, givenValue, type Option, optionName, spell, valueOrDefault } from './options.ts';
 import { SWITCH } from './switch-options.ts';
 import { resolveVlan, type SocketWithVlan } from './vlan-options.ts';
 
 /** What the options of the switch say, defaults included. */
 export interface SwitchSettings {
-  /** Paths of the sockets to listen on, or with `client` to connect to; at least one, each once. */
+  /** Paths of the sockets to listen on, or with `client` to connect to; each once, and at least one unless there is `cuse`. */
   readonly sockets: readonly string[];
+  /** Name of the character device to make, without `/dev/`; absent = none. */
+  readonly cuse?: string;
+  /** Its number; absent = the kernel chooses. */
+  readonly cuseNumber?: { readonly major: number; readonly minor: number };
   /** VLANs of the devices of sockets that have some of their own, by path. */
   readonly vlans: ReadonlyMap<string, PortVlan>;
   /** Front ends listen on the sockets. */
@@ -63,6 +68,7 @@ export interface SwitchSettings {
 
 /** What the options of the switch among `given` say. Throws ConfigError for values that contradict each other. */
 export function resolveSwitch(given: readonly Given[]): SwitchSettings {
+  const cuse = cuseNameOf(given);
   checkPorts(given);
   checkZeroCopy(given);
   checkClient(given);
@@ -70,7 +76,8 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
   checkHardware(given);
   const sockets = socketsOf(given);
   const vlan = resolveVlan({
-    sockets,
+    // who comes by the device has no VLAN of its own
+    sockets: cuse === undefined ? sockets : [...sockets, { path: `/dev/${cuse}`, vlan: undefined }],
     plan: valueOrDefault(given, SWITCH.vlan) === 'auto' ? 'device' : 'none',
     guest: givenValue(given, SWITCH.guestVlan),
     strip: valueOrDefault(given, SWITCH.vlanStrip),
@@ -80,10 +87,13 @@ export function resolveSwitch(given: readonly Given[]): SwitchSettings {
   });
   const mergeable = valueOrDefault(given, SWITCH.mergeable);
   const txCsum = valueOrDefault(given, SWITCH.txCsum);
+  const cuseNumber = givenValue(given, SWITCH.devNumber);
   const owner = givenValue(given, SWITCH.socketOwner);
   const group = givenValue(given, SWITCH.socketGroup);
   return {
     sockets: sockets.map(({ path }) => path),
+    ...(cuse === undefined ? {} : { cuse }),
+    ...(cuse === undefined || cuseNumber === undefined ? {} : { cuseNumber }),
     vlans: new Map(sockets.flatMap(({ path, vlan: own }) => (own === undefined ? [] : [[path, own]]))),
     client: givenValue(given, SWITCH.client) ?? false,
     vm2vm: valueOrDefault(given, SWITCH.vm2vm) as 0 | 1 | 2,
@@ -174,7 +184,8 @@ function checkZeroCopy(given: readonly Given[]): void {
 function checkClient(given: readonly Given[]): void {
   if (givenValue(given, SWITCH.client) === undefined) return;
   const own = [SWITCH.devBasename, SWITCH.socketMode, SWITCH.socketOwner, SWITCH.socketGroup] as const;
-  for (const row of own) {
+  // they are the character device's then
+  for (const row of hasCuse(given) ? [] : own) {
     if (givenValue<unknown>(given, row) === undefined) continue;
     const problem = 'not with --client, which creates no socket; it connects to those of --socket-file';
     throw new ConfigError('CONFIG_CONFLICT', optionName(row), problem);
@@ -192,9 +203,11 @@ function checkClient(given: readonly Given[]): void {
 
 function socketsOf(given: readonly Given[]): SocketWithVlan[] {
   const files = allValues(given, SWITCH.socketFile);
+  const client = givenValue(given, SWITCH.client) !== undefined;
+  if (valueOrDefault(given, SWITCH.vhost) === 'cuse') return [];
   const basename = givenValue(given, SWITCH.devBasename);
   const sockets = [...files];
-  if (basename !== undefined || files.length === 0)
+  if (!client && (basename !== undefined || files.length === 0))
     sockets.unshift({ path: valueOrDefault(given, SWITCH.devBasename), vlan: undefined });
   sockets.forEach(({ path }, at) => {
     const twice = sockets.findIndex((other) => normalize(other.path) === normalize(path)) !== at;

@@ -6,10 +6,17 @@ import { ConfigError } from '../errors.ts';
 import { MAC_ADDRESS } from '../port/text-values.ts';
 import { parseVdevs, type Vdev } from '../port/vdev.ts';
 import { DPDK_MAX_BURST, DPDK_MAX_PORTS, SEGMENTS } from '../testpmd/commands.ts';
-import { FORWARD_MODES, type ForwardConfig, type NoisyConfig } from '../testpmd/engine.ts';
+import {
+  DEFAULT_MADE,
+  FORWARD_MODES,
+  type ForwardConfig,
+  type MadeConfig,
+  type NoisyConfig,
+} from '../testpmd/engine.ts';
 import { MAX_BURST } from '../testpmd/session.ts';
 import type { Topology } from '../testpmd/topology.ts';
-import { EAL, EAL_IGNORED, type EalSettings, resolveEal } from './eal.ts';
+import { MAX_FLOWS } from '../testpmd/traffic/payload.ts';
+import { EAL, EAL_IGNORED, type EalSettings, type LcoreCpus, MAX_LCORES, resolveEal } from './eal.ts';
 import {
   allValues,
   choice,
@@ -29,7 +36,8 @@ import {
   type ValueType,
   valueOrDefault,
 } from './options.ts';
-import { resolveTraffic, TRAFFIC } from './traffic-options.ts';
+import { TESTPMD_IGNORED } from './testpmd-ignored.ts';
+import { ipNumber, resolveTraffic, TRAFFIC } from './traffic-options.ts';
 import { takeApart } from './two-sides.ts';
 
 /** Everything a command line says. With `help` or `version` the other values are the defaults. */
@@ -48,18 +56,19 @@ export interface TestpmdCommandLine extends Pick<EalSettings, 'cores' | 'ignored
   readonly statsPeriod: number;
   /** file of commands to do first */
   readonly cmdlineFile?: string;
-  /** numbers of the ports that forward, in order; absent = all */
-  readonly forwardPorts?: readonly number[];
   readonly topology: Topology;
-  /** throw away what waits in receive queues at the start */
-  readonly flushRx: boolean;
   readonly forward: ForwardConfig;
+  /** file of the addresses of the peers of ports 0, 1, …; those of `forward` come before it */
+  readonly ethPeersFile?: string;
 }
 
 const INT32_MAX = 2147483647;
 /** What a timer counting milliseconds in 31 bits holds. */
 const MAX_TIMER_SECONDS = 2147483;
 const MAX_QUEUES = 65535;
+const MAX_PORT = 65535;
+/** DPDK's least. */
+const MIN_MAX_PKT_LEN = 65;
 /** What each stream of the mode noisy has of its own: packets, and MiB. */
 const MAX_NOISY_BUFFER = 16384;
 const MAX_NOISY_MIB = 1024;
@@ -95,6 +104,27 @@ const ETH_PEER: ValueType<EthPeer> = {
   },
 };
 
+/** Two addresses, as 32-bit numbers. */
+const TX_IP: ValueType<readonly [source: number, dest: number]> = {
+  range: 'SOURCE,DESTINATION, two IPv4 addresses',
+  parse: (text) => {
+    const [source, dest, ...more] = text.split(',').map(ipNumber);
+    return source === undefined || dest === undefined || more.length > 0 ? undefined : [source, dest];
+  },
+};
+
+const TX_UDP: ValueType<readonly [source: number, dest: number]> = {
+  range: `SOURCE[,DESTINATION], UDP ports, 0..${MAX_PORT}; left out: the same`,
+  parse: (text) => {
+    const ports = text.split(',').map((part) => integer(0, MAX_PORT).parse(part));
+    const [source, dest = source] = ports;
+    return source === undefined || dest === undefined || ports.includes(undefined) || ports.length > 2
+      ? undefined
+      : [source, dest];
+  },
+};
+
+const OWN_FRAMES = 'no effect: a port takes frames as long as its MTU lets them be, which "show port info" tells';
 const NO_MBUFS = 'no effect: packets stay where they are, there are no mbufs';
 const OWN_RINGS = 'no effect: rings are as long as the device says, for net_virtio_user by its key queue_size';
 
@@ -150,6 +180,7 @@ const TESTPMD = {
   portMask: { long: 'portmask', value: 'PORTMASK', type: hexMask(DPDK_MAX_PORTS), help: 'ports that forward' },
   portList: { long: 'portlist', value: 'PORTS', type: PORT_LIST, help: 'the same as a list, in its order' },
   nbPorts: { long: 'nb-ports', value: 'COUNT', type: integer(1, DPDK_MAX_PORTS), help: 'forward on the first ports' },
+  coreMask: { long: 'coremask', value: 'COREMASK', type: hexMask(MAX_LCORES), help: 'lcores that forward' },
   nbCores: { long: 'nb-cores', value: 'COUNT', type: integer(1, 1024), default: '1', help: 'cores that forward' },
   burst: {
     long: 'burst',
@@ -164,6 +195,29 @@ const TESTPMD = {
     type: SEGMENTS,
     default: '64',
     help: 'lengths of the segments of packets that are made here',
+  },
+  txIp: { long: 'tx-ip', value: 'SOURCE,DESTINATION', type: TX_IP, help: 'txonly: IPv4 addresses of packets' },
+  txUdp: { long: 'tx-udp', value: 'SOURCE[,DEST]', type: TX_UDP, help: 'txonly: UDP ports of packets' },
+  txMultiFlow: { long: 'txonly-multi-flow', type: FLAG, help: 'txonly: packets of 256 sources, in turn' },
+  flowgenFlows: {
+    long: 'flowgen-flows',
+    value: 'COUNT',
+    type: integer(1, MAX_FLOWS),
+    default: `${DEFAULT_MADE.flows}`,
+    help: 'flowgen: flows that are made',
+  },
+  flowgenClones: {
+    long: 'flowgen-clones',
+    value: 'COUNT',
+    type: integer(0, DPDK_MAX_BURST),
+    default: '0',
+    help: 'flowgen: how often a packet is repeated, less than a burst',
+  },
+  ethPeersFile: {
+    long: 'eth-peers-configfile',
+    value: 'PATH',
+    type: TEXT,
+    help: 'file of such addresses, one a line, of ports 0, 1, …',
   },
   ethPeer: {
     long: 'eth-peer',
@@ -183,8 +237,17 @@ const TESTPMD = {
     help: 'accepted without effect',
     note: NO_MBUFS,
   },
+  maxPktLen: {
+    long: 'max-pkt-len',
+    value: 'BYTES',
+    type: integer(MIN_MAX_PKT_LEN, INT32_MAX),
+    help: 'accepted without effect',
+    note: OWN_FRAMES,
+  },
   mbufSize: { long: 'mbuf-size', value: 'BYTES', type: TEXT, help: 'accepted without effect', note: NO_MBUFS },
   noFlushRx: { long: 'no-flush-rx', type: FLAG, help: 'forward what waits in receive queues at the start, too' },
+  recordCycles: { long: 'record-core-cycles', type: FLAG, help: 'measure the time that packets take' },
+  recordBursts: { long: 'record-burst-stats', type: FLAG, help: 'count how long bursts are' },
   noisyBuffer: noisy(
     'tx-sw-buffer-size',
     'PACKETS',
@@ -197,24 +260,6 @@ const TESTPMD = {
   noisyReads: noisy('lkup-num-reads', 'COUNT', INT32_MAX, 'noisy: reads there for a packet'),
   noisyReadWrites: noisy('lkup-num-reads-writes', 'COUNT', INT32_MAX, 'noisy: reads and writes there for a packet'),
 } satisfies Record<string, Option>;
-
-const without = (long: string, value?: string): Option => ({
-  long,
-  ...(value === undefined ? { type: FLAG } : { value, type: TEXT }),
-  help: '',
-});
-
-/** Of hardware, of mbufs and of memory: what they ask for is so anyway, or cannot be otherwise. */
-const TESTPMD_IGNORED: readonly Option[] = [
-  ...['numa', 'no-numa', 'disable-crc-strip', 'enable-scatter', 'disable-rss', 'rss-ip', 'rss-udp'].map((n) =>
-    without(n),
-  ),
-  ...['disable-link-check', 'no-lsc-interrupt', 'no-rmv-interrupt', 'hot-plug'].map((n) => without(n)),
-  ...['mlockall', 'no-mlockall', 'no-iova-contig', 'enable-rx-cksum', 'enable-drop-en'].map((n) => without(n)),
-  ...['port-numa-config', 'ring-numa-config', 'socket-num', 'mbcache', 'mp-alloc'].map((n) => without(n, 'VALUE')),
-  ...['rxpt', 'rxht', 'rxwt', 'rxfreet', 'txpt', 'txht', 'txwt', 'txfreet', 'txrst'].map((n) => without(n, 'COUNT')),
-  ...['tx-offloads', 'rx-offloads', 'rx-mq-mode'].map((n) => without(n, 'MASK')),
-];
 
 const COMMON = {
   help: { short: 'h', long: 'help', type: FLAG, help: 'show this help and exit' },
@@ -242,7 +287,7 @@ export function parseTestpmd(argv: readonly string[]): TestpmdCommandLine {
     throw new ConfigError('CONFIG_CONFLICT', '--vdev', `${vdevs.length} devices; there can be ${DPDK_MAX_PORTS}`);
   }
   const { cores, ignored: ignoredEal, notes: notesEal } = resolveEal(given);
-  const app = resolveTestpmd(given, vdevs.length, cores?.workers.length);
+  const app = resolveTestpmd(given, vdevs.length, cores?.workers);
   checkQueues(app.forward, vdevs);
   refuseLater(given);
   const ignored = given.filter((one) => TESTPMD_IGNORED.includes(one.row)).map(spell);
@@ -271,17 +316,13 @@ function checkQueues({ rxq, txq }: ForwardConfig, vdevs: readonly Vdev[]): void 
 }
 
 /** @param workers lcores that may forward, as far as the command line says */
-function resolveTestpmd(given: readonly Given[], ports: number, workers: number | undefined) {
+function resolveTestpmd(given: readonly Given[], ports: number, workers: readonly LcoreCpus[] | undefined) {
   const interactive = givenValue(given, TESTPMD.interactive) ?? false;
   const autoStart = givenValue(given, TESTPMD.autoStart) ?? false;
   const txFirst = givenValue(given, TESTPMD.txFirst) ?? false;
   const statsPeriod = valueOrDefault(given, TESTPMD.statsPeriod);
   const burst = valueOrDefault(given, TESTPMD.burst);
-  const cores = valueOrDefault(given, TESTPMD.nbCores);
-  if (workers !== undefined && cores > workers) {
-    const problem = `there are ${workers} lcores that can forward; give more by -c, -l or --lcores`;
-    throw new ConfigError('CONFIG_CONFLICT', '--nb-cores', problem, { value: `${cores}` });
-  }
+  const { cores, coreOrder } = resolveCores(given, workers);
   const [rxq, txq] = [valueOrDefault(given, TESTPMD.rxq), valueOrDefault(given, TESTPMD.txq)];
   const notes: string[] = [];
   if (rxq !== txq) notes.push(`--rxq ${rxq}, --txq ${txq}: queues come in pairs; ports have ${Math.max(rxq, txq)}`);
@@ -292,6 +333,7 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
   const traffic = resolveTraffic(given);
   const cmdlineFile = givenValue(given, TESTPMD.cmdlineFile);
   const forwardPorts = resolvePorts(given, ports);
+  const ethPeersFile = givenValue(given, TESTPMD.ethPeersFile);
   const forward: ForwardConfig = {
     mode: valueOrDefault(given, TESTPMD.forwardMode),
     retry: false,
@@ -303,7 +345,13 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
     rxq,
     txq,
     cores,
+    ...(coreOrder === undefined ? {} : { coreOrder }),
     noisy: noisyConfig,
+    made: resolveMade(given, Math.min(burst, MAX_BURST)),
+    ...(forwardPorts === undefined ? {} : { ports: forwardPorts }),
+    flushRx: givenValue(given, TESTPMD.noFlushRx) === undefined,
+    recordBursts: givenValue(given, TESTPMD.recordBursts) ?? false,
+    recordCycles: givenValue(given, TESTPMD.recordCycles) ?? false,
     ...(Object.keys(traffic).length === 0 ? {} : { traffic }),
   };
   return {
@@ -312,11 +360,55 @@ function resolveTestpmd(given: readonly Given[], ports: number, workers: number 
     txFirst: txFirst ? 1 : 0,
     statsPeriod,
     ...(cmdlineFile === undefined ? {} : { cmdlineFile }),
-    ...(forwardPorts === undefined ? {} : { forwardPorts }),
+    ...(ethPeersFile === undefined ? {} : { ethPeersFile }),
     topology: valueOrDefault(given, TESTPMD.topology),
-    flushRx: givenValue(given, TESTPMD.noFlushRx) === undefined,
     forward,
     notes,
+  };
+}
+
+/** How many lcores forward, and which of those that may, in their order. */
+function resolveCores(
+  given: readonly Given[],
+  workers: readonly LcoreCpus[] | undefined,
+): Pick<ForwardConfig, 'cores' | 'coreOrder'> {
+  const cores = valueOrDefault(given, TESTPMD.nbCores);
+  const mask = givenValue(given, TESTPMD.coreMask);
+  if (mask !== undefined) {
+    const lcores = workers?.map(({ lcore }) => lcore) ?? [];
+    const missing = mask.find((lcore) => !lcores.includes(lcore));
+    if (missing !== undefined) {
+      const problem = `lcore ${missing} cannot forward; give it by -c, -l or --lcores, and another one before it as the main lcore`;
+      throw new ConfigError('CONFIG_CONFLICT', '--coremask', problem);
+    }
+    const nbCores = givenValue(given, TESTPMD.nbCores) ?? mask.length;
+    if (nbCores > mask.length) {
+      const problem = `--coremask names ${mask.length}`;
+      throw new ConfigError('CONFIG_CONFLICT', '--nb-cores', problem, { value: `${nbCores}` });
+    }
+    return { cores: nbCores, coreOrder: mask.map((lcore) => lcores.indexOf(lcore)) };
+  }
+  if (workers !== undefined && cores > workers.length) {
+    const problem = `there are ${workers.length} lcores that can forward; give more by -c, -l or --lcores`;
+    throw new ConfigError('CONFIG_CONFLICT', '--nb-cores', problem, { value: `${cores}` });
+  }
+  return { cores };
+}
+
+function resolveMade(given: readonly Given[], burst: number): MadeConfig {
+  const { txFlow } = DEFAULT_MADE;
+  const [source, dest] = givenValue(given, TESTPMD.txIp) ?? [txFlow.source, txFlow.dest];
+  const [sourcePort, destPort] = givenValue(given, TESTPMD.txUdp) ?? [txFlow.sourcePort, txFlow.destPort];
+  const clones = valueOrDefault(given, TESTPMD.flowgenClones);
+  if (clones >= burst) {
+    const problem = `a burst has ${burst} packets; give less, or a larger --burst`;
+    throw new ConfigError('CONFIG_CONFLICT', '--flowgen-clones', problem, { value: `${clones}` });
+  }
+  return {
+    txFlow: { source, dest, sourcePort, destPort },
+    txMultiFlow: givenValue(given, TESTPMD.txMultiFlow) ?? false,
+    flows: valueOrDefault(given, TESTPMD.flowgenFlows),
+    clones,
   };
 }
 

@@ -3,7 +3,8 @@
  * The vhost-testpmd command: forwards packets between ports, or makes them, with DPDK's testpmd's prompt and output.
  */
 import { closeSync, openSync, readSync } from 'node:fs';
-import { SwitchError } from '../errors.ts';
+import { ConfigError, SwitchError } from '../errors.ts';
+import { MAC_ADDRESS } from '../port/text-values.ts';
 import { ForwardEngine } from '../testpmd/forward-engine.ts';
 import { runTestpmd } from '../testpmd/program.ts';
 import { runCommand, sayNotes } from './run-command.ts';
@@ -32,12 +33,28 @@ function readScript(name: string): { name: string; text: string } {
   }
 }
 
+/** Adds what a file says of the peers of ports 0, 1, …, an address a line, for those that the command line says nothing of. */
+function readPeers(name: string, peers: Map<number, string>, ports: number): void {
+  const lines = readScript(name)
+    .text.split('\n')
+    .filter((line) => line.trim() !== '');
+  lines.slice(0, ports).forEach((line, port) => {
+    const mac = MAC_ADDRESS.parse(line.trim());
+    if (mac === undefined)
+      throw new ConfigError(
+        'CONFIG_INVALID_VALUE',
+        '--eth-peers-configfile',
+        `${name}: Bad MAC address format on line ${port + 1}`,
+      );
+    if (!peers.has(port)) peers.set(port, mac);
+  });
+}
+
 /** Opens the ports; undefined if the user has stopped waiting for a back end. */
 async function openEngine(
   settings: TestpmdCommandLine,
   cpus: readonly (readonly number[])[],
   stopped: Promise<void>,
-  onFatal: (error: Error) => void,
 ): Promise<ForwardEngine | undefined> {
   const opening = new AbortController();
   let opened = false;
@@ -45,11 +62,11 @@ async function openEngine(
     if (!opened) opening.abort();
   });
   try {
-    const { vdevs, forward: config, forwardPorts, topology, flushRx } = settings;
+    const { vdevs, forward: config, topology } = settings;
     const { signal } = opening;
     return await ForwardEngine.open({
-      ...{ vdevs, config, forwardPorts, topology, flushRx },
-      ...{ cpus, onWait: log, signal, onFatal },
+      ...{ vdevs, config, topology },
+      ...{ cpus, onWait: log, signal },
     });
   } catch (error) {
     if (signalled(opening, error)) return undefined;
@@ -66,21 +83,19 @@ async function run(settings: TestpmdCommandLine): Promise<void> {
   sayNotes(settings, log);
   const { cmdlineFile } = settings;
   const script = cmdlineFile === undefined ? undefined : readScript(cmdlineFile);
+  const { ethPeersFile, forward, vdevs } = settings;
+  if (ethPeersFile !== undefined) readPeers(ethPeersFile, forward.ethPeers, vdevs.length);
   const lcores =
     settings.cores?.workers ?? Array.from({ length: settings.forward.cores }, (_, lcore) => ({ lcore, cpus: [] }));
   const stopped = untilStopped(0);
-  const failed = Promise.withResolvers<never>();
-  const until = Promise.race([stopped, failed.promise]);
-  // it may fail while nobody waits for it yet
-  until.catch(() => {});
   const cpus = lcores.map((one) => one.cpus);
-  const engine = await openEngine(settings, cpus, stopped, failed.reject);
+  const engine = await openEngine(settings, cpus, stopped);
   if (engine === undefined) return;
   await runTestpmd(
     engine,
     { ...settings, script, lcores: lcores.map(({ lcore }) => lcore) },
     { input: process.stdin, output: process.stdout },
-    until,
+    stopped,
   );
 }
 

@@ -46,7 +46,8 @@ function macNumber(text: string): number | undefined {
   return /^[\da-f]{2}(?::[\da-f]{2}){5}$/i.test(text) ? Number.parseInt(text.replaceAll(':', ''), 16) : undefined;
 }
 
-function ipNumber(text: string): number | undefined {
+/** An IPv4 address as a 32-bit number. */
+export function ipNumber(text: string): number | undefined {
   const parts = text.split('.').map((part) => integer(0, 255).parse(part));
   return parts.length === 4 && !parts.includes(undefined)
     ? (parts as number[]).reduce((sum, part) => 256 * sum + part, 0)

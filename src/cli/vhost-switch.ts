@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /**
- * The vhost-switch command: runs a switch until it is told to stop, and prints the sample program's statistics.
+ * The vhost-switch command: runs a switch until it is told to stop, and prints the sample program's statistics; or, as
+ * `vhost-switch doctor`, says what is in a switch's or guest's way.
  */
 import type { CommandLine } from './command-line.ts';
 import { runProgram, runSwitch, TERMINAL } from './program.ts';
@@ -21,4 +22,7 @@ function run(options: CommandLine): Promise<void> {
   });
 }
 
-await runProgram(process.argv.slice(2), run);
+const [subcommand, ...words] = process.argv.slice(2);
+// a switch that is started has no use for it
+if (subcommand === 'doctor') await (await import('./doctor.ts')).runDoctor(words);
+else await runProgram(process.argv.slice(2), run);

@@ -2,7 +2,7 @@
  * Which queue of an uplink a guest's frames come by: one that the guest's own lcore polls, so that no other lcore fills its ring. Any
  * queue would do: what has no entry comes by the first and is switched like everything else.
  */
-import type { Steering } from '../port/steering.ts';
+import type { SteeringTable } from '../port/steering.ts';
 
 interface SteeredGuest {
   readonly mac: Uint8Array;
@@ -15,30 +15,35 @@ interface SteeredGuest {
 
 export class GuestSteering {
   readonly #lcores: number;
+  readonly #onFull: () => void;
   /** by device number */
   readonly #guests = new Map<number, SteeredGuest>();
-  readonly #tables = new Set<Steering>();
+  readonly #tables = new Set<SteeringTable>();
 
-  /** @param lcores how many lcores there are: queue n belongs to lcore n modulo their number */
-  constructor(lcores: number) {
+  /** tables that have been told to be full */
+  readonly #full = new WeakSet<SteeringTable>();
+
+  /**
+   * @param lcores how many lcores there are: queue n belongs to lcore n modulo their number
+   * @param onFull told once for each table that has no room for a guest
+   */
+  constructor(lcores: number, onFull: () => void) {
     this.#lcores = lcores;
+    this.#onFull = onFull;
   }
 
   /** An uplink whose table is to have all guests from now on. Throws SysError. */
-  addTable(table: Steering): void {
+  addTable(table: SteeringTable): void {
     this.#tables.add(table);
     for (const guest of this.#guests.values()) this.#enter(table, guest);
   }
 
   /** The uplink is closed. */
-  removeTable(table: Steering): void {
+  removeTable(table: SteeringTable): void {
     this.#tables.delete(table);
   }
 
-  /**
-   * Frames to `mac`, 6 bytes, in one of `vlans` (0: without a tag) are for device `id`, and no others. Throws SysError (E2BIG: a table is
-   * full).
-   */
+  /** Frames to `mac`, 6 bytes, in one of `vlans` (0: without a tag) are for device `id`, and no others. Throws SysError. */
   add(id: number, mac: Uint8Array, vlans: readonly number[], lcore: number): void {
     this.remove(id);
     const turns = new Set([...this.#guests.values()].filter((guest) => guest.lcore === lcore).map(({ turn }) => turn));
@@ -61,9 +66,13 @@ export class GuestSteering {
     }
   }
 
-  #enter(table: Steering, { mac, vlans, lcore, turn }: SteeredGuest): void {
+  #enter(table: SteeringTable, { mac, vlans, lcore, turn }: SteeredGuest): void {
     const queue = queueOf(turn, lcore, this.#lcores, table.queues);
-    for (const vlan of vlans) table.add(mac, vlan, queue);
+    for (const vlan of vlans) {
+      if (table.add(mac, vlan, queue) || this.#full.has(table)) continue;
+      this.#full.add(table);
+      this.#onFull();
+    }
   }
 }
 

@@ -54,6 +54,8 @@ export interface UplinkTools {
   /** how many lcores will use them */
   readonly lcores: number;
   readonly log: Log;
+  /** the MTU of an uplink has changed */
+  readonly onMtu: () => void;
 }
 
 class Uplink {
@@ -63,8 +65,9 @@ class Uplink {
   readonly #tools: UplinkTools;
   readonly #guests: GuestSteering;
   #device: UplinkDevice | undefined;
-  /** as opened first, also while there is no interface */
+  /** as it was last, also while there is no interface */
   #mtu = 0;
+  #up = false;
   #lcores: LcoreGroup | undefined;
   #retry: NodeJS.Timeout | undefined;
   #closed = false;
@@ -84,7 +87,6 @@ class Uplink {
     return this.#device?.opened.link ?? GONE;
   }
 
-  /** As opened first; an MTU that changes later counts from the switch's next start. */
   get port(): UplinkConfig {
     return { port: this.id, mtu: this.#mtu };
   }
@@ -98,6 +100,7 @@ class Uplink {
     const device = await openDevice(this.#vdev, { pool, lcores });
     this.#device = device;
     this.#mtu ||= device.opened.mtu;
+    this.#up = device.opened.link.up;
     const { steering } = device.opened;
     if (steering !== undefined) this.#guests.addTable(steering);
     device.opened.onLink((link) => this.#onLink(device, link));
@@ -109,6 +112,19 @@ class Uplink {
     const device = this.#device as UplinkDevice;
     await lcores.addDevice(this.id, device);
     this.#tell(device);
+    this.#followMtu(device.opened.link.mtu ?? device.opened.mtu);
+  }
+
+  /** What leaves must fit from now on; what guests have been told they find out when they negotiate anew. */
+  #followMtu(mtu: number): void {
+    if (mtu === this.#mtu || this.#lcores === undefined) return;
+    const told = `uplink ${this.name}: MTU ${mtu}, was ${this.#mtu}; guests are told when they next negotiate`;
+    this.#mtu = mtu;
+    this.#tools.onMtu();
+    this.#lcores.setMtu(this.id, mtu).then(
+      () => this.#tools.log('info', told),
+      () => {}, // the lcores have ended meanwhile
+    );
   }
 
   #tell({ opened: { mac, link, notes = [] } }: UplinkDevice): void {
@@ -117,21 +133,24 @@ class Uplink {
     this.#tools.log('info', `uplink ${this.name}: port ${this.id}${address}, link ${link.up ? 'up' : 'down'}`);
   }
 
-  #onLink(device: UplinkDevice, { up, gone, reason }: LinkState): void {
+  #onLink(device: UplinkDevice, { up, mtu, gone, reason }: LinkState): void {
     if (device !== this.#device || this.#closed) return;
     if (gone === undefined) {
+      if (mtu !== undefined) this.#followMtu(mtu);
+      if (up === this.#up) return;
+      this.#up = up;
       const why = up || reason === undefined ? '' : `: ${reason}`;
       this.#tools.log(up ? 'info' : 'warn', `uplink ${this.name}: link ${up ? 'up' : 'down'}${why}`);
       return;
     }
-    const then = comesBack(this.#vdev.kind) ? 'until it is there again' : 'for good';
+    const then = comesBack(this.#vdev) ? 'until it is there again' : 'for good';
     this.#tools.log(
       'error',
       `uplink ${this.name}: ${gone}: the port is stopped ${then}; guests still reach each other`,
     );
     this.#device = undefined;
     this.#turning = this.#turning.then(() => this.#takeOut(device));
-    if (comesBack(this.#vdev.kind)) this.#retryLater();
+    if (comesBack(this.#vdev)) this.#retryLater();
   }
 
   async #takeOut(device: UplinkDevice): Promise<void> {
@@ -192,7 +211,9 @@ export class Uplinks {
 
   /** Opens them, as ports from `firstPort` on. Rejects, with nothing left open, when one cannot be had. */
   static async open(requests: readonly PortRequest[], firstPort: number, tools: UplinkTools): Promise<Uplinks> {
-    const guests = new GuestSteering(tools.lcores);
+    const guests = new GuestSteering(tools.lcores, () =>
+      tools.log('warn', 'a table that steers is full: frames for further guests and VLANs come by queue 0'),
+    );
     const uplinks = requests.map((request, i) => new Uplink(request, i, firstPort + i, tools, guests));
     const all = new Uplinks(uplinks, guests);
     try {

@@ -15,11 +15,15 @@ import {
 } from '../stats/counters.ts';
 import { FIRST_DEVICE_TAG, type PortVlan, type SwitchConfig, type UplinkConfig } from '../switch/switch-config.ts';
 import { UserfaultPostcopy } from '../vhost/postcopy.ts';
+import type { NodeOptions } from '../vhost-cuse/device-node.ts';
+import { VhostCuseServer } from '../vhost-cuse/vhost-cuse-server.ts';
 import type { ConnectionInfo, VhostUserSocket } from '../vhost-user/back-ends.ts';
 import { VhostUserClient } from '../vhost-user/client.ts';
 import { LimitedLog, type Log } from '../vhost-user/limited-log.ts';
 import { VhostUserServer } from '../vhost-user/server.ts';
 import { MAX_MTU, MIN_MTU, NetDevice, type NetDeviceOptions } from '../virtio-net/net-device.ts';
+import { TAP_FEATURES } from '../virtio-net/net-features.ts';
+import type { GuestAddress } from '../virtio-net/net-state.ts';
 import { FAULTS } from '../virtqueue/fault.ts';
 
 import { Rebalancer } from './rebalancer.ts';
@@ -29,15 +33,26 @@ import { macText, type PortRequest, type UplinkInfo, Uplinks } from './uplinks.t
 export interface VhostSwitchOptions {
   /** socket paths to listen on, one device a connection; or to connect to */
   readonly sockets: readonly string[];
+  /** character device to make for front ends that take vhost-net's, one device an open; none by default */
+  readonly cuse?: string | undefined;
+  /** the device's number; the kernel chooses one by default */
+  readonly cuseNumber?:
+    | {
+        /** 1 to 511 */
+        readonly major: number;
+        /** 0 to 1048575 */
+        readonly minor: number;
+      }
+    | undefined;
   /** by socket: the VLANs of its devices, where these are not those of the plan */
   readonly vlans?: ReadonlyMap<string, PortVlan>;
   /** front ends listen on the sockets: connect to them, again and again, one device a socket. Default false. */
   readonly client?: boolean;
-  /** permissions of the sockets to listen on, e.g. 0o660 */
+  /** permissions of the sockets to listen on, and of the character device, e.g. 0o660 */
   readonly socketMode: number;
-  /** user of the sockets to listen on, by number or name; default: this process's */
+  /** user of them, by number or name; default: this process's */
   readonly socketOwner?: string | number | undefined;
-  /** group of the sockets to listen on, by number or name; default: this process's */
+  /** group of them, by number or name; default: this process's */
   readonly socketGroup?: string | number | undefined;
   /** devices offer mergeable receive buffers */
   readonly mergeable: boolean;
@@ -81,7 +96,7 @@ export interface VhostSwitchOptions {
 export interface DeviceInfo {
   /** its number, from 0 on */
   readonly id: number;
-  /** path of the socket it came by */
+  /** path of the socket or character device it came by */
   readonly socket: string;
   /** its registered address, or undefined */
   readonly mac: string | undefined;
@@ -109,6 +124,10 @@ interface Entry {
   mac: string | undefined;
   /** index of the lcore that polls its first queue */
   readonly lcore: number;
+  /** the MTU that it has in its config space from the switch; undefined: the default */
+  mtu: number | undefined;
+  /** its rings are in use: the driver has been told what it has been told */
+  ready: boolean;
   /** being disconnected for what it did; that is told once, however often it shows */
   doomed: boolean;
 }
@@ -175,7 +194,12 @@ export class VhostSwitch {
     };
     const poll = { mode, spinUs, spinShare: spinPercent / 100 };
     const pool = this.#pool;
-    this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, { pool, lcores: lcores.length, log });
+    this.#uplinks = await Uplinks.open(uplinks, config.maxPorts, {
+      pool,
+      lcores: lcores.length,
+      log,
+      onMtu: () => this.#onMtu(),
+    });
     this.#mtu = guestMtu(this.#uplinks.ports);
     const whole = { ...config, maxPorts: config.maxPorts + uplinks.length, uplinks: this.#uplinks.ports };
     this.#lcores = await LcoreGroup.start({ config: whole, poll, lcores, pool }, events);
@@ -183,6 +207,8 @@ export class VhostSwitch {
     this.#rebalance(this.#lcores);
     process.on('SIGBUS', this.#onSigbus);
     for (const path of this.#options.sockets) this.#sockets.push(this.#open(path));
+    const { cuse } = this.#options;
+    if (cuse !== undefined) this.#sockets.push(await this.#openCuse(cuse));
   }
 
   #rebalance(lcores: LcoreGroup): void {
@@ -198,45 +224,68 @@ export class VhostSwitch {
   }
 
   #open(path: string): VhostUserSocket {
-    const { client = false, socketMode, socketOwner, socketGroup, log } = this.#options;
-    const createDevice = (info: ConnectionInfo) => this.#createDevice(info);
+    const { client = false, log, queues: pairs } = this.#options;
+    const createDevice = (info: ConnectionInfo) => this.#createDevice(info, `socket ${info.path}`, { pairs });
     if (client) return new VhostUserClient({ path, log, createDevice });
-    return new VhostUserServer({
-      path,
-      mode: socketMode,
-      ...(socketOwner === undefined ? {} : { owner: socketOwner }),
-      ...(socketGroup === undefined ? {} : { group: socketGroup }),
+    return new VhostUserServer({ path, ...this.#permissions, log, createDevice });
+  }
+
+  /** vhost-net has one queue pair an open. */
+  #openCuse(name: string): Promise<VhostCuseServer> {
+    const { log, onFatal, sockets, cuseNumber: number } = this.#options;
+    const createDevice = (info: ConnectionInfo) =>
+      this.#createDevice(info, info.path, { pairs: 1, createPostcopy: undefined });
+    return VhostCuseServer.create({
+      name,
+      number,
+      ...this.#permissions,
+      tapFeatures: TAP_FEATURES,
+      pool: this.#pool,
       log,
       createDevice,
+      // the server tells itself; those of the sockets go on
+      onGone: (error) => (sockets.length === 0 ? onFatal(error) : undefined),
     });
   }
 
-  #createDevice(info: ConnectionInfo): NetDevice | undefined {
+  get #permissions(): Pick<NodeOptions, 'mode' | 'owner' | 'group'> {
+    const { socketMode: mode, socketOwner: owner, socketGroup: group } = this.#options;
+    return { mode, ...(owner === undefined ? {} : { owner }), ...(group === undefined ? {} : { group }) };
+  }
+
+  /** @param place what its front end comes by, for log lines */
+  #createDevice(
+    info: ConnectionInfo,
+    place: string,
+    own: Partial<NetDeviceOptions> & { pairs: number },
+  ): NetDevice | undefined {
     let id = 0;
     while (this.#entries[id] !== undefined) id++;
     if (id >= this.#options.config.maxPorts) return undefined;
     const lcores = this.#lcores as LcoreGroup;
-    info.name = `socket ${info.path}: device ${id}`;
-    const device: NetDevice = new NetDevice(this.#deviceOptions(id), this.#pool, lcores, {
-      onReady: () => this.#options.log('info', `${info.name}: ready`),
-      onStopped: () => this.#options.log('info', `${info.name}: stopped`),
+    info.name = `${place}: device ${id}`;
+    const device: NetDevice = new NetDevice({ ...this.#deviceOptions(id), ...own }, this.#pool, lcores, {
+      onReady: () => this.#onReady(id, true),
+      onStopped: () => this.#onReady(id, false),
       onDestroyed: () => this.#onDestroyed(id),
       onUnusable: (_, problem) => this.#disconnect((one) => one === device, problem),
     });
     const { lcore, done } = lcores.addPort(id, this.#options.vlans?.get(info.path));
     const index = this.#options.lcores.findIndex((place) => place.lcore === lcore);
-    this.#entries[id] = { device, socket: info.path, name: info.name, mac: undefined, lcore: index, doomed: false };
+    const { path: socket, name } = info;
+    const entry = { device, socket, name, mac: undefined, lcore: index, mtu: this.#mtu, ready: false, doomed: false };
+    this.#entries[id] = entry;
     done.catch((error) => this.#options.onFatal(error));
     this.#comings.log('info', `DATA: (${id}) Device has been added to data core ${lcore}`);
     return device;
   }
 
-  #deviceOptions(id: number): NetDeviceOptions {
-    const { mergeable, txCsum, tso, iommu, ringReset, configSpace, postcopy, queues } = this.#options;
+  #deviceOptions(id: number): Omit<NetDeviceOptions, 'pairs'> {
+    const { mergeable, txCsum, tso, iommu, ringReset, configSpace, postcopy } = this.#options;
     const createPostcopy = postcopy ? () => new UserfaultPostcopy() : undefined;
     const lcores = this.#lcores as LcoreGroup;
-    const knownMacs = () => lcores.known(id);
-    const onMacs = (macs: readonly Uint8Array[]) => lcores.learn(id, macs);
+    const knownAddresses = () => lcores.known(id);
+    const onAddresses = (addresses: readonly GuestAddress[]) => lcores.learn(id, addresses);
     return {
       id,
       mergeable,
@@ -245,12 +294,32 @@ export class VhostSwitch {
       iommu,
       ringReset,
       configSpace,
-      pairs: queues,
       mtu: this.#mtu,
       createPostcopy,
-      knownMacs,
-      onMacs,
+      knownAddresses,
+      onAddresses,
     };
+  }
+
+  #onReady(id: number, ready: boolean): void {
+    const entry = this.#entries[id];
+    if (entry === undefined) return;
+    this.#options.log('info', `${entry.name}: ${ready ? 'ready' : 'stopped'}`);
+    entry.ready = ready;
+    this.#tellMtu(entry);
+  }
+
+  #onMtu(): void {
+    if (this.#uplinks === undefined) return;
+    this.#mtu = guestMtu(this.#uplinks.ports);
+    for (const entry of this.#entries) if (entry !== undefined) this.#tellMtu(entry);
+  }
+
+  /** A driver never sees its MTU change (VIRTIO 1.2 §5.1.4.1): the next one does. */
+  #tellMtu(entry: Entry): void {
+    if (entry.ready || entry.mtu === this.#mtu || this.#mtu === undefined) return;
+    entry.mtu = this.#mtu;
+    entry.device.setMtu(this.#mtu).catch((error) => this.#options.onFatal(error));
   }
 
   #onDestroyed(id: number): void {
@@ -265,7 +334,9 @@ export class VhostSwitch {
     entry.mac = macText(mac);
     const vlan = this.#tagOf(id, entry.socket);
     this.#options.print(`DATA: (${id}) MAC_ADDRESS ${entry.mac} and VLAN_TAG ${vlan} registered`);
-    this.#uplinks?.guests.add(id, mac, vlan === 0 ? [0] : [0, vlan], entry.lcore);
+    const own = this.#options.vlans?.get(entry.socket);
+    const tags = new Set([0, vlan, ...(own !== undefined && 'trunk' in own ? own.trunk : [])]);
+    this.#uplinks?.guests.add(id, mac, [...tags], entry.lcore);
   }
 
   /** The tag of a device's untagged frames on an uplink; 0 for none. */

@@ -20,6 +20,7 @@ import { sharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { DeviceMemory, VringConfig } from '../vhost/datapath.ts';
 import type { NetDatapath } from '../virtio-net/net-datapath.ts';
+import type { GuestAddress } from '../virtio-net/net-state.ts';
 import { isTransmit } from '../virtio-net/net-vring.ts';
 import { sharedRingState } from '../virtqueue/vring.ts';
 import { LcoreThread, type LcoreThreadEvents } from './lcore-thread.ts';
@@ -42,8 +43,6 @@ export interface LcoreGroupOptions {
   readonly pool: WindowPool;
 }
 
-const MAC_BYTES = 6;
-
 /** A transmit queue that is polled. */
 export interface TransmitQueue {
   readonly port: number;
@@ -55,8 +54,8 @@ export interface TransmitQueue {
 
 /** What the group knows of a port. */
 interface PortEntry {
-  /** index of the lcore that polls its first transmit queue to begin with */
-  readonly home: number;
+  /** index of the lcore that polls its first transmit queue to begin with; undefined for a port that is no guest's: all poll their own */
+  readonly home: number | undefined;
   /** by pair, the indexes of the lcores that its transmit queues have been moved to */
   readonly moved: Map<number, number>;
   /** the transmit queues that have been started, by vring */
@@ -110,7 +109,7 @@ export class LcoreGroup implements NetDatapath {
    */
   async addDevice(port: number, device: UplinkDevice): Promise<void> {
     const blocks = this.#ports.get(port)?.blocks ?? this.#threads.map(() => counterBlock(PORT_SLOTS));
-    this.#ports.set(port, newEntry(0, blocks));
+    this.#ports.set(port, newEntry(undefined, blocks));
     const { length } = this.#threads;
     await Promise.all(this.#threads.map((thread, i) => thread.addDevice(port, blocks[i], device.recipe(i, length))));
   }
@@ -118,7 +117,7 @@ export class LcoreGroup implements NetDatapath {
   /** The index of the lcore with the fewest devices, the first of several. */
   #leastBusy(): number {
     const devices = this.#threads.map(() => 0);
-    for (const { home } of this.#ports.values()) devices[home]++;
+    for (const { home } of this.#ports.values()) if (home !== undefined) devices[home]++;
     return devices.indexOf(Math.min(...devices));
   }
 
@@ -131,6 +130,11 @@ export class LcoreGroup implements NetDatapath {
   /** As `removePort`, but the port's counters stay. */
   async removeDevice(port: number): Promise<void> {
     await Promise.all(this.#threads.map((thread) => thread.removePort(port)));
+  }
+
+  /** From now on nothing longer leaves by the uplink `port`: see UplinkConfig. */
+  async setMtu(port: number, mtu: number): Promise<void> {
+    await Promise.all(this.#threads.map((thread) => thread.setMtu(port, mtu)));
   }
 
   async setMemory(port: number, memory: DeviceMemory): Promise<void> {
@@ -213,20 +217,17 @@ export class LcoreGroup implements NetDatapath {
   }
 
   async inject(port: number, frame: Uint8Array): Promise<void> {
-    await this.#threads[this.#entry(port).home].inject(port, frame);
+    await this.#threads[this.#home(port)].inject(port, frame);
   }
 
-  /** Has the switch learn addresses on a port, 6 bytes each, as if its guest had just used them. */
-  async learn(port: number, macs: readonly Uint8Array[]): Promise<void> {
-    await this.#threads[this.#entry(port).home].learn(port, Buffer.concat(macs));
+  /** Has the switch learn addresses on a port, as if its guest had just used them. */
+  async learn(port: number, addresses: readonly GuestAddress[]): Promise<void> {
+    await this.#threads[this.#home(port)].learn(port, addresses);
   }
 
-  /** The addresses that the switch has learned on a port, 6 bytes each. */
-  async known(port: number): Promise<Uint8Array[]> {
-    const bytes = await this.#threads[this.#entry(port).home].known(port);
-    return Array.from({ length: bytes.length / MAC_BYTES }, (_, i) =>
-      bytes.subarray(MAC_BYTES * i, MAC_BYTES * (i + 1)),
-    );
+  /** The addresses that the switch has learned on a port. */
+  known(port: number): Promise<readonly GuestAddress[]> {
+    return this.#threads[this.#home(port)].known(port);
   }
 
   /** Indexes of the lcores that use a vring. */
@@ -236,8 +237,13 @@ export class LcoreGroup implements NetDatapath {
 
   /** The index of the lcore that polls a pair's transmit queue. */
   #owner(port: number, pair: number): number {
-    const { home, moved } = this.#entry(port);
-    return moved.get(pair) ?? (home + pair) % this.#threads.length;
+    return this.#entry(port).moved.get(pair) ?? (this.#home(port) + pair) % this.#threads.length;
+  }
+
+  #home(port: number): number {
+    const { home } = this.#entry(port);
+    if (home === undefined) throw new RangeError(`port ${port} is no guest's`);
+    return home;
   }
 
   #entry(port: number): PortEntry {
@@ -269,7 +275,7 @@ export class LcoreGroup implements NetDatapath {
   }
 }
 
-function newEntry(home: number, blocks: readonly SharedArrayBuffer[]): PortEntry {
+function newEntry(home: number | undefined, blocks: readonly SharedArrayBuffer[]): PortEntry {
   return { home, moved: new Map(), started: new Map(), moving: undefined, blocks, vrings: [] };
 }
 

@@ -13,8 +13,10 @@ import { vidOf } from '../switch/mac-table.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import { makeSwitching, type Switching } from '../switch/switching.ts';
 import type { Caller } from '../sys/eventfd.ts';
+import { ETH_P_8021Q, VLAN_HLEN } from '../uapi/ip.ts';
 import type { DeviceMemory, PackedMemory, VringConfig } from '../vhost/datapath.ts';
 import { NO_FD } from '../vhost/vhost-device.ts';
+import type { GuestAddress } from '../virtio-net/net-state.ts';
 import { PortTable, type RingEvents } from './port-table.ts';
 
 /** What an lcore tells the main thread. An address is two words as in MacTable. */
@@ -26,11 +28,36 @@ export interface LcoreEvents extends RingEvents {
 /** Where injected frames lie in the bounce window, and where the switch's own fronts do. */
 const INJECT_OFF = 65536;
 const FRONTS_OFF = 2 ** 19;
-const MAC_BYTES = 6;
 /** The longest sleep: the MAC table ages meanwhile. */
 const MAX_SLEEP_MS = 1000;
 /** The longest sleep while a ring has no kick eventfd: its guest waits for us as long. */
 const MAX_NAP_MS = 1;
+/** What comes before the EtherType. */
+const ADDRESSES_BYTES = 12;
+
+/** A frame with a VLAN's tag behind its addresses. */
+function withTag(frame: Uint8Array, vid: number): Uint8Array {
+  const tagged = new Uint8Array(frame.length + VLAN_HLEN);
+  tagged.set(frame.subarray(0, ADDRESSES_BYTES));
+  const view = new DataView(tagged.buffer);
+  view.setUint16(ADDRESSES_BYTES, ETH_P_8021Q);
+  view.setUint16(ADDRESSES_BYTES + 2, vid);
+  tagged.set(frame.subarray(ADDRESSES_BYTES), ADDRESSES_BYTES + VLAN_HLEN);
+  return tagged;
+}
+
+/** An address as the MAC table has it, and back. */
+function wordsOf(mac: Uint8Array): [first: number, last: number] {
+  const view = new DataView(mac.buffer, mac.byteOffset, mac.byteLength);
+  return [view.getInt32(0, true), view.getUint16(4, true)];
+}
+
+function macOf(first: number, last: number): Uint8Array {
+  const view = new DataView(new ArrayBuffer(6));
+  view.setInt32(0, first, true);
+  view.setUint16(4, last, true);
+  return new Uint8Array(view.buffer);
+}
 
 export class Lcore {
   readonly #config: SwitchConfig;
@@ -144,41 +171,50 @@ export class Lcore {
     for (const { port, queue } of this.#table.guestQueues) port.txRing(queue)?.suppressKicks();
   }
 
-  /** Switches a frame (at most MAX_FRAME_BYTES) as if the guest behind port `id` had sent it. */
+  /** Switches an untagged frame (at most MAX_FRAME_BYTES) as if the guest behind port `id` had sent it, in each of its VLANs. */
   inject(id: number, frame: Uint8Array): void {
-    const port = this.#table.ports[id];
-    if (port === undefined) throw new RangeError(`no port ${id} on this lcore`);
-    const { burst } = this.#table;
-    this.#bounce.u8.set(frame, INJECT_OFF);
-    burst.putOne(this.#bounce.id, INJECT_OFF, frame);
-    port.counters[PORT_SLOTS.tx_packets]++;
-    port.counters[PORT_SLOTS.tx_bytes] += frame.length;
-    this.#switchBurst(port);
-  }
-
-  /** Learns addresses, 6 bytes each, as if the guest behind port `id` had just used them. */
-  learn(id: number, macs: Uint8Array): void {
-    const port = this.#table.ports[id];
-    if (port === undefined) throw new RangeError(`no port ${id} on this lcore`);
-    const view = new DataView(macs.buffer, macs.byteOffset, macs.byteLength);
-    const words: number[] = [];
-    for (let at = 0; at < macs.length; at += MAC_BYTES)
-      words.push(view.getInt32(at, true), view.getUint16(at + 4, true));
-    this.#learner.adopt(words, this.#switching.classifier.untaggedVid(id), id, port.counters, this.#now);
-  }
-
-  /** The addresses that have been learned on port `id`, 6 bytes each; of a device in several VLANs, those of its untagged frames. */
-  known(id: number): Uint8Array {
-    const vid = this.#switching.classifier.untaggedVid(id);
-    const all = this.#learner.table.addressesOf(id);
-    const words = all.filter((_, i) => vidOf(all[i | 1]) === vid);
-    const macs = new Uint8Array(3 * words.length);
-    const view = new DataView(macs.buffer);
-    for (let i = 0; i < words.length; i += 2) {
-      view.setInt32(3 * i, words[i], true);
-      view.setUint16(3 * i + 4, words[i + 1], true);
+    const port = this.#port(id);
+    for (const vid of this.#switching.classifier.tagsOf(id)) {
+      const bytes = vid === 0 ? frame : withTag(frame, vid);
+      this.#bounce.u8.set(bytes, INJECT_OFF);
+      this.#table.burst.putOne(this.#bounce.id, INJECT_OFF, bytes);
+      port.counters[PORT_SLOTS.tx_packets]++;
+      port.counters[PORT_SLOTS.tx_bytes] += bytes.length;
+      this.#switchBurst(port);
     }
-    return macs;
+  }
+
+  #port(id: number): Port {
+    const port = this.#table.ports[id];
+    if (port === undefined) throw new RangeError(`no port ${id} on this lcore`);
+    return port;
+  }
+
+  /** Learns addresses, as if the guest behind port `id` had just used them; not those in VLANs that it is not in. */
+  learn(id: number, addresses: readonly GuestAddress[]): void {
+    const { counters } = this.#port(id);
+    const { classifier } = this.#switching;
+    for (const tag of classifier.tagsOf(id)) {
+      const words = addresses.filter(({ vlan }) => vlan === tag).flatMap(({ mac }) => wordsOf(mac));
+      const vid = tag === 0 ? classifier.untaggedVid(id) : tag;
+      if (words.length > 0) this.#learner.adopt(words, vid, id, counters, this.#now);
+    }
+  }
+
+  /** The addresses that have been learned on port `id`. */
+  known(id: number): GuestAddress[] {
+    const { classifier } = this.#switching;
+    const untagged = classifier.untaggedVid(id);
+    const words = this.#learner.table.addressesOf(id);
+    return Array.from({ length: words.length / 2 }, (_, i) => {
+      const vid = vidOf(words[2 * i + 1]);
+      return { mac: macOf(words[2 * i], words[2 * i + 1]), vlan: vid === untagged ? 0 : vid };
+    });
+  }
+
+  /** From now on nothing longer leaves by an uplink: see UplinkConfig. */
+  setMtu(id: number, mtu: number): void {
+    this.#switching.forwarder.setMtu(id, mtu);
   }
 
   /** @param vlan the device's own VLANs; without, it is in those of the switch's plan */

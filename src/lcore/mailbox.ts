@@ -1,22 +1,19 @@
 /**
- * The mailbox between the main thread and an lcore: commands one way, answers and events the other.
- *
- * The lcore looks at one shared word a round; what a command carries comes through a MessagePort, which a polling thread can read
- * without an event loop. An answer carries its command's number, the epoch: when it comes, the lcore has left every burst
- * that it had begun before the command.
+ * What the main thread and an lcore tell each other (posted-thread.ts): commands one way, answers and news the other. An answer carries
+ * its command's number, the epoch: when it comes, the lcore has left every burst that it had begun before the command.
  */
 import type { WindowHandle } from '../mem/window.ts';
 import type { DeviceRecipe } from '../port/devices.ts';
 import type { SharedSwitchState } from '../switch/learner.ts';
 import type { PortVlan, SwitchConfig } from '../switch/switch-config.ts';
 import type { PackedMemory, VringConfig } from '../vhost/datapath.ts';
+import type { GuestAddress } from '../virtio-net/net-state.ts';
 import type { PollConfig } from './poll-pace.ts';
+import { type BasicSetup, CONTROL_POSTED } from './posted-thread.ts';
 
-/** Words of the control block. */
-export const CONTROL_POSTED = 0;
-/** the eventfd that the lcore is signalling at this moment, or −1 */
-export const CONTROL_CALLING = 1;
-export const CONTROL_WORDS = 2;
+/** Word of the control block: the eventfd that the lcore is signalling at this moment, or −1. */
+export const CONTROL_CALLING = CONTROL_POSTED + 1;
+export const CONTROL_WORDS = CONTROL_CALLING + 1;
 
 export type Command =
   | {
@@ -48,24 +45,18 @@ export type Command =
   | { readonly type: 'enableVring'; readonly port: number; readonly vring: number; readonly enabled: boolean }
   | { readonly type: 'setCall'; readonly port: number; readonly vring: number; readonly fd: number }
   | { readonly type: 'inject'; readonly port: number; readonly frame: Uint8Array }
-  /** addresses of 6 bytes each: to be learned on a port; and what is answered with those that are known there */
-  | { readonly type: 'learn'; readonly port: number; readonly macs: Uint8Array }
+  /** the MTU of an uplink is another */
+  | { readonly type: 'setMtu'; readonly port: number; readonly mtu: number }
+  /** addresses to be learned on a port; and what is answered with those that are known there */
+  | { readonly type: 'learn'; readonly port: number; readonly addresses: readonly GuestAddress[] }
   | { readonly type: 'known'; readonly port: number }
   | { readonly type: 'stop' };
 
 /** What a command is answered with: `stopVring` with a base, `known` with addresses. */
-export type Answer = number | Uint8Array | undefined;
+export type Answer = number | readonly GuestAddress[] | undefined;
 
-/** Main to lcore. */
-export interface Letter {
-  readonly epoch: number;
-  readonly command: Command;
-}
-
-/** Lcore to main. */
-export type Report =
-  | { readonly type: 'ready' }
-  | { readonly type: 'done'; readonly epoch: number; readonly value?: Answer; readonly error?: string }
+/** What an lcore tells beside that. */
+export type News =
   | { readonly type: 'registered' | 'duplicate'; readonly port: number; readonly first: number; readonly last: number }
   | { readonly type: 'fault'; readonly port: number; readonly vring: number; readonly fault: number }
   | {
@@ -77,11 +68,8 @@ export type Report =
     };
 
 /** What a worker is started with. */
-export interface LcoreSetup {
-  readonly control: SharedArrayBuffer;
+export interface LcoreSetup extends BasicSetup {
   readonly counters: SharedArrayBuffer;
-  /** eventfd that wakes the lcore; it stays the main thread's */
-  readonly wakeFd: number;
   /** CPUs to run on, or none for any */
   readonly cpus: readonly number[];
   readonly poll: PollConfig;

@@ -7,16 +7,9 @@ import { pinThread } from '../sys/affinity.ts';
 import { Caller, Epoll } from '../sys/eventfd.ts';
 import { isTransmit } from '../virtio-net/net-vring.ts';
 import { Lcore, type LcoreEvents } from './lcore.ts';
-import {
-  type Answer,
-  CONTROL_CALLING,
-  CONTROL_POSTED,
-  type Command,
-  type LcoreSetup,
-  type Letter,
-  type Report,
-} from './mailbox.ts';
+import { type Answer, CONTROL_CALLING, type Command, type LcoreSetup, type News } from './mailbox.ts';
 import { PollPace } from './poll-pace.ts';
+import { type BasicReport, CONTROL_POSTED, type Letter } from './posted-thread.ts';
 
 /** Queues looked at in vain between two looks at the clock: two or three microseconds. */
 const QUEUES_PER_LOOK = 128;
@@ -30,7 +23,7 @@ const mailbox = parentPort as MessagePort;
 const control = new Int32Array(setup.control);
 const counters = new Float64Array(setup.counters);
 const epoll = new Epoll();
-const report = (message: Report) => mailbox.postMessage(message);
+const report = (message: BasicReport<Answer> | News) => mailbox.postMessage(message);
 
 const events: LcoreEvents = {
   onRegistered: (port, first, last) => report({ type: 'registered', port, first, last }),
@@ -94,7 +87,10 @@ function carryOut(command: Command): Answer {
       lcore.inject(command.port, command.frame);
       return undefined;
     case 'learn':
-      lcore.learn(command.port, command.macs);
+      lcore.learn(command.port, command.addresses);
+      return undefined;
+    case 'setMtu':
+      lcore.setMtu(command.port, command.mtu);
       return undefined;
     case 'known':
       return lcore.known(command.port);
@@ -108,7 +104,7 @@ function carryOut(command: Command): Answer {
 function readMail(): void {
   seen = Atomics.load(control, CONTROL_POSTED);
   for (let mail = receiveMessageOnPort(mailbox); mail !== undefined; mail = receiveMessageOnPort(mailbox)) {
-    const { epoch, command } = mail.message as Letter;
+    const { epoch, command } = mail.message as Letter<Command>;
     counters[LCORE_SLOTS.commands]++;
     try {
       report({ type: 'done', epoch, value: carryOut(command) });

@@ -1,6 +1,6 @@
 /**
  * A WebAssembly module over pairs of windows: an instance for each pair, made when it is first used, a few tens of microseconds.
- * An instance reaches its two windows and the scratch, and nothing else.
+ * An instance reaches its two windows, the scratch and what else it is given, and nothing else.
  */
 import { SCRATCH_PAGES } from './copy-module.ts';
 import type { WindowViews } from './window.ts';
@@ -11,15 +11,25 @@ const IDS = 65536;
 
 export class ModulePairs<Exports> {
   /** private memory of this thread: what the module's functions are told, and what they tell */
-  readonly scratch = new WebAssembly.Memory({ initial: SCRATCH_PAGES, maximum: SCRATCH_PAGES });
+  readonly scratch: WebAssembly.Memory;
   readonly #module: WebAssembly.Module;
+  readonly #more: Readonly<Record<string, WebAssembly.Memory>>;
   readonly #pairs = new Map<number, Exports>();
   #key = -1;
   #pair: Exports | undefined;
 
-  /** @param module imports PAIR_MEMORIES */
-  constructor(module: WebAssembly.Module) {
+  /**
+   * @param module imports PAIR_MEMORIES, and `more` by name
+   * @param scratch Default: one of its own.
+   */
+  constructor(
+    module: WebAssembly.Module,
+    scratch = new WebAssembly.Memory({ initial: SCRATCH_PAGES, maximum: SCRATCH_PAGES }),
+    more: Readonly<Record<string, WebAssembly.Memory>> = {},
+  ) {
     this.#module = module;
+    this.scratch = scratch;
+    this.#more = more;
   }
 
   /** The functions for a source and a destination window, both of kind 'wasm'. */
@@ -34,7 +44,8 @@ export class ModulePairs<Exports> {
 
   #make(key: number, src: WindowViews, dst: WindowViews): Exports {
     if (this.#pairs.size >= MAX_PAIRS) this.#pairs.clear();
-    const memories = { src: src.memory, dst: dst.memory, scratch: this.scratch } as Record<string, WebAssembly.Memory>;
+    const windows = { src: src.memory, dst: dst.memory } as Record<string, WebAssembly.Memory>;
+    const memories = { ...windows, scratch: this.scratch, ...this.#more };
     const pair = new WebAssembly.Instance(this.#module, { m: memories }).exports as unknown as Exports;
     this.#pairs.set(key, pair);
     return pair;

@@ -99,8 +99,10 @@ export const op = {
 
 export interface MemoryImport {
   readonly name: string;
-  /** pages of 64 KiB, initial and maximum */
+  /** pages of 64 KiB that it has at least, and at most */
   readonly pages: number;
+  /** Default: `pages`. */
+  readonly maxPages?: number;
   readonly shared: boolean;
 }
 
@@ -134,7 +136,7 @@ export function assemble(
     0x02,
     m.shared ? 0x03 : 0x01,
     ...uleb(m.pages),
-    ...uleb(m.pages),
+    ...uleb(m.maxPages ?? m.pages),
   ]);
   const bodies = functions.map((f) => {
     const body = [...vec(f.locals.map((type) => [1, type])), ...f.code.flat(), 0x0b];

@@ -97,6 +97,7 @@ class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {
   readonly #opening: DeviceOpening;
   readonly #ring: RingShape;
   readonly #watch: LinkWatch;
+  promiscuous = true;
   readonly #sendFds: number[] = [];
   readonly #receiveFds: number[] = [];
   #window: WindowHandle | undefined;
@@ -157,6 +158,13 @@ class OpenedAfPacket implements OpenedDevice<AfPacketSpec> {
 
   get link() {
     return this.#watch.state;
+  }
+
+  /** The interface takes only what is for it, unless somebody else has it take more. */
+  setPromiscuous(on: boolean): void {
+    if (on === this.promiscuous) return;
+    for (const fd of this.#receiveFds) setPromiscuous(fd, this.#index, on);
+    this.promiscuous = on;
   }
 
   onLink(told: Parameters<OpenedDevice<AfPacketSpec>['onLink']>[0]): void {

@@ -2,12 +2,12 @@
  * net_af_xdp on the thread that uses it: frames of a network interface by way of AF_XDP sockets. What comes stays in the UMEM until it
  * has been forwarded; what goes is copied there. Checksums and segmentation that packets need are done in software before.
  */
-import { CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
+import { CopyList } from '../mem/copy-list.ts';
 import type { WindowHandle, WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import { kickReceive, kickTransmit, XdpStatistics } from '../sys/xdp-socket.ts';
 import { ETHHDR } from '../uapi/ip.ts';
-import { BURST_SIZE, type Burst, FRONT_BYTES, FRONT_WORDS } from '../virtio-net/burst.ts';
+import { BURST_SEGMENTS, BURST_SIZE, type Burst, FRONT_BYTES, FRONT_WORDS } from '../virtio-net/burst.ts';
 import { MIN_BOUNCE_BYTES, OFFLOAD_FULL, OffloadStage } from '../virtio-net/offload-stage.ts';
 import type { DevicePort, DeviceSpec, DeviceTools } from './device-port.ts';
 import { XdpGroup, type XdpGroupPlace, XdpReceiveRing, type XdpRingPlace, XdpTransmitRing } from './xdp-rings.ts';
@@ -34,8 +34,9 @@ export interface AfXdpSpec extends DeviceSpec {
   readonly receive: readonly XdpSocketPlace[];
   /** the one that it transmits by; `sender` is its number in its group */
   readonly transmit: XdpSocketPlace & { readonly sender: number };
-  /** bytes of the longest frame that is sent */
+  /** bytes of the longest frame that is sent, and of what a chunk holds of it */
   readonly maxFrame: number;
+  readonly chunkFrame: number;
   /** where this thread has XDP_BOUNCE_BYTES of its own in the window */
   readonly bounceOff: number;
 }
@@ -48,6 +49,12 @@ interface Receiver {
   missed: number;
 }
 
+/** The element behind the last one of the frame that begins with element `begin`, or −1 if that is not among the first `ready`. */
+function endOfFrame(ring: XdpReceiveRing, begin: number, ready: number): number {
+  for (let i = begin; i < ready; i++) if (!ring.goesOn(i)) return i + 1;
+  return -1;
+}
+
 export class AfXdpPort implements DevicePort {
   readonly id: number;
   readonly counters: Float64Array;
@@ -58,20 +65,25 @@ export class AfXdpPort implements DevicePort {
   readonly #window: WindowViews;
   readonly #receivers: readonly Receiver[];
   readonly #maxFrame: number;
+  readonly #chunkFrame: number;
   readonly #offload: OffloadStage;
-  readonly #copyStage = new CopyStage();
+  readonly #copies: CopyList;
   readonly #statistics = new XdpStatistics();
   readonly #tx: XdpTransmitRing;
   readonly #txFd: number;
   readonly #txGroup: XdpGroup;
   readonly #sender: number;
+  /** chunks of the burst at hand, which has been received */
+  readonly #received = new Int32Array(BURST_SEGMENTS);
+  #nReceived = 0;
   /** free chunks at hand during a call of `transmit`: those from #used to #had − 1 */
-  readonly #chunks = new Int32Array(BURST_SIZE);
+  readonly #chunks: Int32Array;
   #used = 0;
   #had = 0;
-  /** copies that wait, and the window they come from */
-  #entries = 0;
-  #from = -1;
+  /** of the frame at hand: where its next bytes go, how many fit there, and which chunk is next */
+  #to = 0;
+  #left = 0;
+  #next = 0;
   /** the kernel refuses to send: the interface is down, or has gone */
   #down = false;
 
@@ -92,6 +104,9 @@ export class AfXdpPort implements DevicePort {
     this.queues = spec.receive.length;
     this.eventFds = spec.receive.map(({ fd }) => fd);
     this.#maxFrame = spec.maxFrame;
+    this.#chunkFrame = spec.chunkFrame;
+    this.#chunks = new Int32Array(BURST_SIZE + Math.ceil(spec.maxFrame / spec.chunkFrame));
+    this.#copies = new CopyList(tools.windows);
     this.#offload = new OffloadStage(this.#window, spec.bounceOff, XDP_BOUNCE_BYTES);
     this.#tx = new XdpTransmitRing(this.#window, spec.transmit.ring);
     this.#txFd = spec.transmit.fd;
@@ -107,25 +122,35 @@ export class AfXdpPort implements DevicePort {
     const burst = this.#burst;
     burst.clear();
     const { ring, group } = this.#receivers[queue];
-    const n = Math.min(ring.ready, BURST_SIZE);
-    if (n === 0) return 0;
+    const ready = Math.min(ring.ready, BURST_SEGMENTS);
+    if (ready === 0) return 0;
     const { id: window } = this.#window;
     const { umemOff, chunk } = group;
-    const { segments, first, len, id } = burst;
+    const { segments, first, len } = burst;
     let bytes = 0;
-    for (let i = 0; i < n; i++) {
-      const address = ring.address(i);
-      const frame = ring.len(i);
-      id[i] = address & -chunk;
-      first[i] = i;
-      len[i] = frame;
-      segments.push(window, umemOff + address, frame);
-      this.#readFront(burst, i, umemOff + address, frame);
+    let n = 0;
+    let pieces = 0;
+    while (n < BURST_SIZE) {
+      const end = endOfFrame(ring, pieces, ready);
+      if (end < 0) break;
+      first[n] = pieces;
+      let frame = 0;
+      for (; pieces < end; pieces++) {
+        const address = ring.address(pieces);
+        const piece = ring.len(pieces);
+        this.#received[pieces] = address & -chunk;
+        segments.push(window, umemOff + address, piece);
+        frame += piece;
+      }
+      len[n] = frame;
+      this.#readFront(burst, n, segments.off[first[n]], segments.len[first[n]]);
       bytes += frame;
+      n++;
     }
-    first[n] = n;
+    first[n] = pieces;
     burst.count = n;
-    ring.advance(n);
+    this.#nReceived = pieces;
+    ring.advance(pieces);
     this.counters[PORT_SLOTS.tx_packets] += n;
     this.counters[PORT_SLOTS.tx_bytes] += bytes;
     return n;
@@ -142,7 +167,8 @@ export class AfXdpPort implements DevicePort {
 
   complete(queue = 0): void {
     const { group, fd } = this.#receivers[queue];
-    group.refill(this.#burst.id, this.#burst.count);
+    group.refill(this.#received, this.#nReceived);
+    this.#nReceived = 0;
     if (group.fillNeedsKick) kickReceive(fd);
   }
 
@@ -170,7 +196,7 @@ export class AfXdpPort implements DevicePort {
       delivered[packet]++;
       taken++;
     }
-    this.#flush();
+    this.#copies.flush();
     this.#offload.reset();
     this.#txGroup.untake(this.#sender, this.#chunks, this.#used, this.#had);
     this.#tx.publish();
@@ -183,7 +209,7 @@ export class AfXdpPort implements DevicePort {
     const offload = this.#offload;
     let n = offload.convertPacket(this.#windows, burst, packet);
     if (n === OFFLOAD_FULL) {
-      this.#flush();
+      this.#copies.flush();
       offload.reset();
       n = offload.convertPacket(this.#windows, burst, packet);
     }
@@ -193,61 +219,67 @@ export class AfXdpPort implements DevicePort {
     }
     for (let frame = offload.count - n; frame < offload.count; frame++) {
       const len = offload.len[frame];
-      const off = this.#place(len);
-      if (off < 0) return false;
-      this.#copy(offload.window, offload.off[frame], off, len);
+      if (!this.#place(len)) return false;
+      this.#copy(offload.window, offload.off[frame], len);
     }
     return true;
   }
 
   /** Sends a frame that lies in pieces `begin` to `end` − 1. @returns false if it is dropped */
   #put(window: Int32Array, off: Int32Array, pieceLen: Int32Array, begin: number, end: number, len: number): boolean {
-    let to = this.#place(len);
-    if (to < 0) return false;
-    for (let s = begin; s < end; s++) {
-      this.#copy(window[s], off[s], to, pieceLen[s]);
-      to += pieceLen[s];
-    }
+    if (!this.#place(len)) return false;
+    for (let s = begin; s < end; s++) this.#copy(window[s], off[s], pieceLen[s]);
     return true;
   }
 
-  /** Finds a chunk for a frame and lists it in the ring. @returns where it goes in the window, or −1: dropped, and counted */
-  #place(len: number): number {
+  /** Finds chunks for a frame, which is copied there next, and lists them in the ring. @returns false if it is dropped */
+  #place(len: number): boolean {
     if (len > this.#maxFrame || len < ETHHDR.size) {
       this.counters[PORT_SLOTS.rx_drop_too_big]++;
-      return -1;
+      return false;
     }
-    if (this.#used === this.#had) {
-      this.#used = 0;
-      this.#had = this.#txGroup.take(this.#sender, this.#chunks, 1);
-    }
-    if (this.#had === 0) {
+    const room = this.#chunkFrame;
+    const n = len <= room ? 1 : Math.ceil(len / room);
+    if (this.#had - this.#used < n && !this.#takeMore(n)) {
       this.counters[PORT_SLOTS.rx_drop_no_buffer]++;
-      return -1;
+      return false;
     }
-    const address = this.#chunks[this.#used++];
-    this.#tx.put(address, len);
+    const first = this.#used;
+    this.#used += n;
+    this.#next = first + 1;
+    for (let k = first; k < this.#used - 1; k++) this.#tx.put(this.#chunks[k], room, true);
+    this.#tx.put(this.#chunks[this.#used - 1], len - (n - 1) * room);
     this.counters[PORT_SLOTS.rx_packets]++;
     this.counters[PORT_SLOTS.rx_bytes] += len;
-    return this.#txGroup.umemOff + address;
+    this.#to = this.#txGroup.umemOff + this.#chunks[first];
+    this.#left = room;
+    return true;
   }
 
-  #copy(window: number, from: number, to: number, len: number): void {
-    if (window !== this.#from || this.#entries === MAX_COPY_ENTRIES) {
-      this.#flush();
-      this.#from = window;
+  /** Takes free chunks until there are `n`. @returns false if there are fewer */
+  #takeMore(n: number): boolean {
+    const left = this.#had - this.#used;
+    this.#chunks.copyWithin(0, this.#used, this.#had);
+    this.#used = 0;
+    this.#had = left + this.#txGroup.take(this.#sender, this.#chunks, n - left, left);
+    return this.#had >= n;
+  }
+
+  /** Copies the next bytes of the frame that has been placed. */
+  #copy(window: number, off: number, len: number): void {
+    const { id } = this.#window;
+    let from = off;
+    let rest = len;
+    while (rest > this.#left) {
+      this.#copies.add(window, from, id, this.#to, this.#left);
+      from += this.#left;
+      rest -= this.#left;
+      this.#to = this.#txGroup.umemOff + this.#chunks[this.#next++];
+      this.#left = this.#chunkFrame;
     }
-    const { list } = this.#copyStage;
-    const at = 3 * this.#entries++;
-    list[at] = from;
-    list[at + 1] = to;
-    list[at + 2] = len;
-  }
-
-  #flush(): void {
-    if (this.#entries === 0) return;
-    this.#copyStage.flush(this.#windows[this.#from], this.#window, this.#entries);
-    this.#entries = 0;
+    this.#copies.add(window, from, id, this.#to, rest);
+    this.#to += rest;
+    this.#left -= rest;
   }
 
   /** Has the kernel send what waits, as long as it does. */

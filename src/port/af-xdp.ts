@@ -7,11 +7,11 @@
  */
 import { closeSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { SwitchError, SysError } from '../errors.ts';
+import { ConfigError, SwitchError, SysError } from '../errors.ts';
 import { firstOffset, mapInto, openWindow, unmapFrom, WINDOW_USABLE_BYTES, type WindowHandle } from '../mem/window.ts';
-import { xdpProgram } from '../net/steering-program.ts';
+import { type SteeringMaps, xdpProgram } from '../net/steering-program.ts';
 import { attachXdp, BpfMap, loadProgram, mapIndex } from '../sys/bpf.ts';
-import { takesTagsOff } from '../sys/ethtool.ts';
+import { RxFilters, takesTagsOff } from '../sys/ethtool.ts';
 import { createMemfd } from '../sys/memory.ts';
 import type { InterfaceInfo } from '../sys/netlink.ts';
 import { inNetns } from '../sys/netns.ts';
@@ -25,7 +25,7 @@ import {
   registerUmem,
   ringParts,
 } from '../sys/xdp-socket.ts';
-import { BPF_MAP_TYPE_XSKMAP, BPF_PROG_TYPE_XDP } from '../uapi/bpf.ts';
+import { BPF_F_XDP_HAS_FRAGS, BPF_MAP_TYPE_XSKMAP, BPF_PROG_TYPE_XDP } from '../uapi/bpf.ts';
 import { ETHHDR, VLAN_HLEN } from '../uapi/ip.ts';
 import {
   XDP_COPY,
@@ -43,13 +43,16 @@ import {
   XDP_UMEM_PGOFF_COMPLETION_RING,
   XDP_UMEM_PGOFF_FILL_RING,
   XDP_USE_NEED_WAKEUP,
+  XDP_USE_SG,
   XDP_ZEROCOPY,
 } from '../uapi/xdp.ts';
+import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
 import { type AfXdpSpec, XDP_BOUNCE_BYTES } from './af-xdp-port.ts';
 import { xdpRefusal } from './af-xdp-refusal.ts';
+import { CardFilters } from './card-filters.ts';
 import type { DeviceOpening, OpenedDevice } from './device-port.ts';
 import { LinkWatch } from './link-watch.ts';
-import { Steering } from './steering.ts';
+import { Steering, type SteeringTable } from './steering.ts';
 import { describeInterface, findUplink, type InterfacePlace, interfacePlace } from './uplink-interface.ts';
 import type { VdevOf } from './vdev.ts';
 import { groupState, XdpGroup, type XdpGroupPlace, type XdpRingPlace } from './xdp-rings.ts';
@@ -146,6 +149,11 @@ export async function openAfXdp(
   sizes: RingSizes = RING_SIZES,
 ): Promise<AfXdpDevice> {
   const place = interfacePlace(vdev.values.iface);
+  const { ntuple, steer_queues } = vdev.values;
+  if (ntuple && steer_queues > 1) {
+    const problem = `${vdev.name}: the card steers with ntuple=1, the program with steer_queues: give one of them`;
+    throw new ConfigError('CONFIG_CONFLICT', '--vdev', problem, { value: 'ntuple=1' });
+  }
   const device = new AfXdpDevice(vdev, place, findUplink(vdev.name, place), opening, sizes);
   try {
     await device.open();
@@ -162,10 +170,10 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
   readonly mac: Uint8Array;
   readonly mtu: number;
   /**
-   * Which queue each {address, VLAN} goes to, where there are several to choose from: `steer_queues`. Queue n is lcore n's, modulo their
-   * number.
+   * Which queue each {address, VLAN} goes to, where there are several to choose from: `steer_queues`, or the card's own with `ntuple`.
+   * Queue n is lcore n's, modulo their number.
    */
-  steering: Steering | undefined;
+  steering: SteeringTable | undefined;
   /** how frames come and go */
   mode: XdpMode = 'skb';
   notes: readonly string[] = [];
@@ -175,10 +183,18 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
   readonly #opening: DeviceOpening;
   readonly #sizes: RingSizes;
   readonly #chunk: number;
+  /** bytes of a frame that a chunk holds */
+  readonly #chunkFrame: number;
+  /** bytes of the longest frame with a tag; and whether it takes several chunks, which the kernel must know how to do */
+  readonly #longest: number;
+  #several: boolean;
   readonly #watch: LinkWatch;
   readonly #sockets: OpenSocket[] = [];
   readonly #groups: XdpGroupPlace[] = [];
   /** what else is open, to be closed in this order: the program's link first */
+  promiscuous = true;
+  /** the one of `#fds` by which the interface is promiscuous */
+  #memberFd = -1;
   readonly #fds: number[] = [];
   readonly #window: WindowHandle;
   readonly #firstOff: number;
@@ -203,8 +219,11 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     this.#index = found.index;
     this.#opening = opening;
     this.#sizes = sizes;
-    const bytes = XDP_PACKET_HEADROOM + ETHHDR.size + VLAN_HLEN + found.mtu;
+    this.#longest = Math.min(ETHHDR.size + VLAN_HLEN + found.mtu, MAX_FRAME_BYTES + VLAN_HLEN);
+    const bytes = XDP_PACKET_HEADROOM + this.#longest;
     this.#chunk = CHUNKS.find((chunk) => chunk >= bytes) ?? CHUNKS[CHUNKS.length - 1];
+    this.#chunkFrame = this.#chunk - XDP_PACKET_HEADROOM;
+    this.#several = this.#longest > this.#chunkFrame;
     this.#watch = new LinkWatch(place, found);
     this.#window = opening.pool.acquire();
     this.#firstOff = firstOffset(this.#window, PAGE);
@@ -213,6 +232,13 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
 
   get link() {
     return this.#watch.state;
+  }
+
+  /** The interface takes only what is for it, unless somebody else has it take more. */
+  setPromiscuous(on: boolean): void {
+    if (on === this.promiscuous) return;
+    setPromiscuous(this.#memberFd, this.#index, on);
+    this.promiscuous = on;
   }
 
   onLink(told: Parameters<OpenedDevice<AfXdpSpec>['onLink']>[0]): void {
@@ -227,10 +253,10 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
       for (const planned of plan(queue_count, steer_queues, lcores))
         this.#sockets.push({ ...planned, fd: openXdpSocket() });
     });
-    if (steer_queues > 1) this.steering = new Steering(steer_queues);
+    const maps = steer_queues > 1 ? this.#steer(steer_queues) : undefined;
     const map = new BpfMap(BPF_MAP_TYPE_XSKMAP, 4, 4, (start_queue + queue_count) * steer_queues, 'sockets');
     this.#fds.push(map.fd);
-    await this.#attach(xdpProgram(map.fd, steer_queues, this.steering?.maps));
+    await this.#attach(xdpProgram(map.fd, steer_queues, maps));
     for (let group = 0; group < queue_count; group++) await this.#openGroup(group);
     this.#bounceOff = this.#allocate(lcores * XDP_BOUNCE_BYTES);
     for (const { fd, group, steered } of this.#sockets) {
@@ -240,18 +266,63 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     this.#inNetns(() => {
       const fd = openPacketSocket(PAGE);
       this.#fds.push(fd);
+      this.#memberFd = fd;
       setPromiscuous(fd, this.#index);
-      if (takesTagsOff(this.#place.name)) this.notes = [tagsLost(this.#place)];
+      if (this.#values.ntuple) this.#filter();
+      if (takesTagsOff(this.#place.name)) this.notes = [...this.notes, tagsLost(this.#place)];
+      if (this.#longest > this.#chunkFrame && !this.#several) this.notes = [...this.notes, this.#tooLong()];
     });
+  }
+
+  #steer(queues: number): SteeringMaps {
+    const steering = new Steering(queues);
+    this.steering = steering;
+    return steering.maps;
+  }
+
+  /** Has the card choose the queue; one that has no filters goes on as it would without. */
+  #filter(): void {
+    const { start_queue, queue_count } = this.#values;
+    const filters = new RxFilters(this.#place.name);
+    try {
+      this.steering = new CardFilters(filters, start_queue, queue_count);
+    } catch (error) {
+      filters.close();
+      if (!(error instanceof SysError) || error.code !== 'ENOTSUP') throw error;
+      const what = `${describeInterface(this.#place)} has no filters that choose a queue`;
+      this.notes = [
+        ...this.notes,
+        `ntuple=1 has no effect: ${what}; see ethtool -k for ntuple-filters, or use steer_queues`,
+      ];
+    }
+  }
+
+  #tooLong(): string {
+    const most = this.#chunkFrame - ETHHDR.size - VLAN_HLEN;
+    const why = 'this kernel, or the driver, has no frames of several buffers for AF_XDP';
+    return `of MTU ${this.mtu} only ${most} can be used: ${why}; lower the MTU, or use net_af_packet`;
   }
 
   #inNetns<T>(use: () => T): T {
     return inNetns(this.#place.netns, use);
   }
 
+  /** Loads the program, as one that may be given frames of several pieces if it must and the kernel can: since Linux 5.18. */
+  #load(program: Uint8Array): number {
+    const load = (flags: number) => loadProgram(BPF_PROG_TYPE_XDP, program, 'vhost_switch', flags);
+    if (!this.#several) return load(0);
+    try {
+      return load(BPF_F_XDP_HAS_FRAGS);
+    } catch (error) {
+      if (!(error instanceof SysError) || error.code !== 'EINVAL') throw error;
+      this.#several = false;
+      return load(0);
+    }
+  }
+
   /** Attaches the program as `mode` says: by the driver if it can, unless it must. */
   async #attach(program: Uint8Array): Promise<void> {
-    const fd = loadProgram(BPF_PROG_TYPE_XDP, program, 'vhost_switch');
+    const fd = this.#load(program);
     this.#fds.unshift(fd);
     const attach = (flags: number) => this.#inNetns(() => attachXdp(fd, this.#index, flags));
     const { mode } = this.#values;
@@ -315,8 +386,21 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
     const { mode, force_copy } = this.#values;
     const copy = this.mode === 'skb' || mode === 'native' || force_copy;
     const way = mode === 'zc' ? XDP_ZEROCOPY : copy ? XDP_COPY : 0;
-    await whileBusy(() => bindXdpSocket(fd, this.#index, queue, XDP_USE_NEED_WAKEUP | way));
+    await this.#bindFirst(fd, queue, XDP_USE_NEED_WAKEUP | way);
     if (isZeroCopy(fd)) this.mode = 'zc';
+  }
+
+  /** Binds the first socket of a queue, as one whose frames may take several chunks if they must and the kernel can: since Linux 6.6. */
+  async #bindFirst(fd: number, queue: number, flags: number): Promise<void> {
+    const bind = (more: number) => whileBusy(() => bindXdpSocket(fd, this.#index, queue, flags | more));
+    if (!this.#several) return bind(0);
+    try {
+      await bind(XDP_USE_SG);
+    } catch (error) {
+      if (!(error instanceof SysError) || !['EINVAL', 'ENOTSUP'].includes(error.code)) throw error;
+      await bind(0);
+      this.#several = false;
+    }
   }
 
   /** Room in the window for `bytes`, in whole pages. */
@@ -359,7 +443,8 @@ export class AfXdpDevice implements OpenedDevice<AfXdpSpec> {
       groups: this.#groups,
       receive,
       transmit,
-      maxFrame: Math.min(this.#chunk - XDP_PACKET_HEADROOM, ETHHDR.size + VLAN_HLEN + this.mtu),
+      maxFrame: this.#several ? this.#longest : this.#chunkFrame,
+      chunkFrame: this.#chunkFrame,
       bounceOff: this.#bounceOff + lcore * XDP_BOUNCE_BYTES,
     };
   }

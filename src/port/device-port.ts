@@ -5,7 +5,7 @@
 import type { WindowHandle, WindowPool, WindowViews } from '../mem/window.ts';
 import type { RingStage } from '../virtio-net/ring-stage.ts';
 import type { Port } from './port.ts';
-import type { Steering } from './steering.ts';
+import type { SteeringTable } from './steering.ts';
 
 /** What the ports of one thread share. */
 export interface DeviceTools {
@@ -53,6 +53,8 @@ export interface LinkState {
   readonly up: boolean;
   /** Mbit/s, or 0 if unknown */
   readonly speed: number;
+  /** bytes of the largest frame, as in OpenedDevice, where that may change */
+  readonly mtu?: number;
   /** why it is down now, where that is known: for one line */
   readonly reason?: string;
   /** why it is down for good, if it is: the interface was removed, the file is at its end */
@@ -71,7 +73,10 @@ export interface OpenedDevice<Spec = DeviceSpec> {
   /** sentences for the user: what works otherwise than they may think */
   readonly notes?: readonly string[];
   /** which queue each {address, VLAN} comes by, if that can be said: queue n is lcore n's, modulo their number */
-  readonly steering?: Steering | undefined;
+  readonly steering?: SteeringTable | undefined;
+  /** It receives what is for other stations, too; absent: it cannot do otherwise. Set by `setPromiscuous`. */
+  readonly promiscuous?: boolean;
+  setPromiscuous?(on: boolean): void;
   /** For one of `lcores` lcores. */
   spec(lcore: number, lcores: number): Spec;
   /** Calls `told` whenever the link changes, until closed. */

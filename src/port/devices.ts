@@ -10,6 +10,7 @@ import { AfXdpPort, type AfXdpSpec } from './af-xdp-port.ts';
 import type { DeviceOpening, DevicePort, DeviceSpec, DeviceTools, OpenedDevice } from './device-port.ts';
 import { NullPort, type NullSpec, openNull } from './null-port.ts';
 import { openPcap } from './pcap-files.ts';
+import { livePort } from './pcap-interface.ts';
 import { PcapPort, type PcapSpec } from './pcap-port.ts';
 import { openRing, RingPort, type RingSpec } from './ring-port.ts';
 import { openTapDevice } from './tap.ts';
@@ -71,12 +72,13 @@ export interface UplinkDevice {
 }
 
 /** True if an interface that was removed is to be looked for again. */
-export const comesBack = (name: Vdev['kind']): boolean => KINDS[name].comesBack;
+export const comesBack = (vdev: Vdev): boolean => KINDS[livePort(vdev).kind].comesBack;
 
 /** Opens a port. Rejects with ConfigError, SwitchError (UPLINK_…) or SysError, and nothing is left open then. */
 export async function openDevice(vdev: Vdev, opening: DeviceOpening): Promise<UplinkDevice> {
-  const opened = await (KINDS[vdev.kind] as Kind<never, DeviceSpec>).open(vdev as never, opening);
-  return { opened, recipe: (lcore, lcores) => ({ kind: vdev.kind, spec: opened.spec(lcore, lcores) }) };
+  const port = livePort(vdev);
+  const opened = await (KINDS[port.kind] as Kind<never, DeviceSpec>).open(port as never, opening);
+  return { opened, recipe: (lcore, lcores) => ({ kind: port.kind, spec: opened.spec(lcore, lcores) }) };
 }
 
 /** Makes a thread's port number `id`, which counts into `counters` (PORT_SLOTS). The thread knows the windows of the recipe. */

@@ -16,6 +16,7 @@ import {
   type UserPairPlan,
 } from './user-pair.ts';
 import type { UserRing } from './user-ring.ts';
+import type { UserStage } from './user-stage.ts';
 
 export class HeldPair {
   readonly plan: UserPairPlan;
@@ -31,11 +32,12 @@ export class HeldPair {
   /** the back end has been asked for calls */
   calls = false;
 
-  constructor(plan: UserPairPlan, views: WindowViews) {
+  /** @param stage runs the rings; undefined: TypeScript does */
+  constructor(plan: UserPairPlan, views: WindowViews, stage: UserStage | undefined) {
     this.plan = plan;
     this.control = new Int32Array(plan.control);
-    this.rx = makeUserRing(plan.rx, views);
-    this.tx = makeUserRing(plan.tx, views);
+    this.rx = makeUserRing(plan.rx, views, stage?.ring(plan.rx.size));
+    this.tx = makeUserRing(plan.tx, views, stage?.ring(plan.tx.size));
     this.#caller = new Caller(this.control, PAIR_KICKING);
     Atomics.store(this.control, PAIR_USED, 0);
   }

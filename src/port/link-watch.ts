@@ -1,5 +1,5 @@
 /**
- * Watches one network interface on the event loop: up, down, renamed, or gone.
+ * Watches one network interface on the event loop: up, down, with another MTU, renamed, or gone.
  */
 import { readFileSync } from 'node:fs';
 import { type InterfaceInfo, LinkSocket } from '../sys/netlink.ts';
@@ -20,9 +20,10 @@ function speedOf({ netns, name }: InterfacePlace): number {
   }
 }
 
-const stateOf = (place: InterfacePlace, { flags }: InterfaceInfo): LinkState => ({
+const stateOf = (place: InterfacePlace, { flags, mtu }: InterfaceInfo): LinkState => ({
   up: (flags & (IFF_UP | IFF_RUNNING)) === (IFF_UP | IFF_RUNNING),
   speed: speedOf(place),
+  mtu,
 });
 
 export class LinkWatch {
@@ -63,8 +64,8 @@ export class LinkWatch {
   }
 
   #turn(state: LinkState): void {
-    const { up, gone } = this.state;
-    if (gone !== undefined || (state.up === up && state.gone === gone)) return;
+    const { up, mtu, gone } = this.state;
+    if (gone !== undefined || (state.up === up && state.mtu === mtu && state.gone === gone)) return;
     this.state = state;
     for (const told of this.#listeners) told(state);
   }

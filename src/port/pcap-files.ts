@@ -32,16 +32,11 @@ export interface PcapOptions {
   readonly format?: CaptureFormat;
 }
 
-/** Opens `net_pcap…`. Throws ConfigError, SwitchError (BAD_CAPTURE, CAPTURE_FILE); nothing is left open then. */
+/** Opens `net_pcap…` with files. Throws ConfigError, SwitchError (BAD_CAPTURE, CAPTURE_FILE); nothing is left open then. */
 export function openPcap(vdev: VdevOf<'net_pcap'>, opening: DeviceOpening): OpenedDevice<PcapSpec> {
-  const { rx_pcap, tx_pcap, infinite_rx, iface, rx_iface, rx_iface_in, tx_iface } = vdev.values;
-  const [named] = [iface, ...rx_iface, ...rx_iface_in, ...tx_iface].filter((one) => one !== undefined);
-  if (named !== undefined) {
-    const problem = `net_pcap reads and writes files; for an interface give --vdev net_af_packet0,iface=${named}`;
-    throw new ConfigError('CONFIG_NOT_YET', '--vdev', problem, { value: vdev.name });
-  }
+  const { rx_pcap, tx_pcap, infinite_rx } = vdev.values;
   if (rx_pcap.length + tx_pcap.length === 0) {
-    const problem = 'needs rx_pcap=FILE, tx_pcap=FILE, or both';
+    const problem = 'needs rx_pcap=FILE, tx_pcap=FILE, or both; or iface=INTERFACE';
     throw new ConfigError('CONFIG_MISSING_VALUE', '--vdev', problem, { value: vdev.name });
   }
   return openCaptures({ name: vdev.name, rxFiles: rx_pcap, txFiles: tx_pcap, infinite: infinite_rx }, opening);

@@ -4,6 +4,7 @@
  */
 
 import { closeSync } from 'node:fs';
+import { SysError } from '../errors.ts';
 import {
   fanoutProgram,
   STEER_COUNT_BYTES,
@@ -38,9 +39,21 @@ export interface SteeringCounts {
   readonly unknown: SteeredCount;
 }
 
-/** Two maps of the kernel's, which live as long as this object or a program that uses them. */
-export class Steering {
+/** Which queue each {address, VLAN} comes by. */
+export interface SteeringTable {
   /** queues are numbered from 0 to n − 1 */
+  readonly queues: number;
+  /** From now on frames to `mac` with this VLAN's tag, or with none for VLAN 0, go to `queue`. @returns false if there is no room for that */
+  add(mac: Uint8Array, vlan: number, queue: number): boolean;
+  /** @returns false if there was no such entry */
+  remove(mac: Uint8Array, vlan: number): boolean;
+  /** undefined: nobody counts */
+  counts(): SteeringCounts | undefined;
+  close(): void;
+}
+
+/** Two maps of the kernel's, which live as long as this object or a program that uses them. */
+export class Steering implements SteeringTable {
   readonly queues: number;
   readonly #table: BpfMap;
   readonly #counts: BpfMap;
@@ -65,12 +78,18 @@ export class Steering {
 
   /**
    * From now on frames to `mac` (6 bytes) with this VLAN's tag, or with none for VLAN 0, go to `queue`, wherever they went before. Throws
-   * RangeError, SysError (E2BIG: the table is full).
+   * RangeError, SysError. @returns false if the table is full: they go to queue 0
    */
-  add(mac: Uint8Array, vlan: number, queue: number): void {
+  add(mac: Uint8Array, vlan: number, queue: number): boolean {
     if (!Number.isInteger(queue) || queue < 0 || queue >= this.queues)
       throw new RangeError(`queue ${queue} of ${this.queues}`);
-    this.#table.update(keyOf(mac, vlan), mapIndex(queue));
+    try {
+      this.#table.update(keyOf(mac, vlan), mapIndex(queue));
+      return true;
+    } catch (error) {
+      if (error instanceof SysError && error.code === 'E2BIG') return false;
+      throw error;
+    }
   }
 
   /** @returns false if there was no such entry */

@@ -16,7 +16,8 @@ import {
   vringPackedDescBytes,
 } from '../uapi/virtio-ring.ts';
 import { packedNeedEvent } from '../virtqueue/packed-driver.ts';
-import { FAULT_NOT_ON_OFFER, FAULT_TOO_LONG, takeOut, UserRing, type UserRingPlan } from './user-ring.ts';
+import { FAULT_NOT_ON_OFFER, FAULT_TOO_LONG } from './user-fault.ts';
+import { type RingModule, takeOut, UserRing, type UserRingPlan } from './user-ring.ts';
 
 const DESC_WORDS = VRING_PACKED_DESC.size >> 2;
 const LEN_WORD = VRING_PACKED_DESC.off.len >> 2;
@@ -40,8 +41,8 @@ export class UserPackedRing extends UserRing {
   readonly #driverEventIdx: number;
   readonly #deviceEventIdx: number;
 
-  constructor(plan: UserRingPlan, views: WindowViews) {
-    super(plan, views);
+  constructor(plan: UserRingPlan, views: WindowViews, module?: RingModule) {
+    super(plan, views, module);
     const { place } = plan;
     this.#views = views;
     this.#eventIdx = plan.eventIdx;
@@ -67,12 +68,27 @@ export class UserPackedRing extends UserRing {
   }
 
   reap(max: number): number {
+    const most = Math.min(max, this.onOffer);
+    if (this.fault !== 0 || most <= 0) return 0;
+    const n = this.module === undefined ? this.#reap(most) : this.#reapBy(this.module, most);
     if (this.fault !== 0) return 0;
+    this.used = (this.used + n) & (2 * this.size - 1);
+    this.count += n;
+    this.onOffer -= n;
+    return n;
+  }
+
+  #reapBy({ run, off }: RingModule, most: number): number {
+    const { size, used, head, count, onOffer, lenMask } = this;
+    const reap = this.#inOrder ? run.reapPackedInOrder : run.reapPacked;
+    return this.checked(reap(off, size, 4 * this.#descIdx, used, head + count, most, onOffer, this.#room, lenMask));
+  }
+
+  #reap(most: number): number {
     const { i32, posted, own, ownLen, mask, lenMask, onOffer } = this;
     const descIdx = this.#descIdx;
     const room = this.#room;
     const at = this.head + this.count;
-    const most = Math.min(max, onOffer);
     let used = this.used;
     let n = 0;
     while (n < most) {
@@ -106,34 +122,25 @@ export class UserPackedRing extends UserRing {
       ownLen[(at + n - 1) & mask] = len;
       used += batch;
     }
-    this.used = used & (2 * this.size - 1);
-    this.count += n;
-    this.onOffer -= n;
     return n;
   }
 
   post(n: number): boolean {
     if (n === 0) return false;
-    const { i32, own, ownLen, order, posted, mask, size, head, avail, buffersOff, stride } = this;
-    const { addressDelta } = this.plan;
+    const { i32, own, mask, size, head, avail, module } = this;
     const descIdx = this.#descIdx;
-    const kind = this.#receives ? WRITE : 0;
-    // The first one last: at its flags a device stops (§2.8.6).
-    for (let i = n - 1; i >= 0; i--) {
-      const at = (head + i) & mask;
-      const place = (avail + i) & mask;
-      const id = own[at];
-      const desc = descIdx + DESC_WORDS * place;
-      posted[id] = 1;
-      order[place] = id;
-      i32[desc] = buffersOff + id * stride + addressDelta;
-      i32[desc + 1] = 0;
-      i32[desc + LEN_WORD] = this.#receives ? this.#room : ownLen[at];
-      const word = id | kind | (((avail + i) & size) === 0 ? AVAIL : USED);
-      // Orders all descriptors before the flags of the first, and these before reading the device's wish below.
-      if (i === 0) Atomics.store(i32, desc + FLAGS_WORD, word);
-      else i32[desc + FLAGS_WORD] = word;
+    if (module === undefined) this.#describe(n);
+    else {
+      const { stride, buffersOff, plan } = this;
+      const address = buffersOff + plan.addressDelta;
+      const receives = this.#receives ? 1 : 0;
+      module.run.postPacked(module.off, size, 4 * descIdx, avail, head, n, address, stride, receives, this.#room);
     }
+    const kind = this.#receives ? WRITE : 0;
+    const word = own[head] | kind | ((avail & size) === 0 ? AVAIL : USED);
+    // The first one last: at its flags a device stops (§2.8.6). Orders all descriptors before them, and them before reading the
+    // device's wish below.
+    Atomics.store(i32, descIdx + DESC_WORDS * (avail & mask) + FLAGS_WORD, word);
     this.give(n);
     const next = (avail + n) & (2 * size - 1);
     this.avail = next;
@@ -142,6 +149,28 @@ export class UserPackedRing extends UserRing {
     if (flags === VRING_PACKED_EVENT_FLAG_DISABLE) return false;
     if (flags !== VRING_PACKED_EVENT_FLAG_DESC || !this.#eventIdx) return true;
     return packedNeedEvent(event & 0xffff, next & mask, (next & size) === 0, n, size);
+  }
+
+  /** Makes descriptors of the first `n` of our own buffers, the first of them without id and flags. */
+  #describe(n: number): void {
+    const { i32, own, ownLen, order, posted, mask, size, head, avail, buffersOff, stride } = this;
+    const { addressDelta } = this.plan;
+    const descIdx = this.#descIdx;
+    const receives = this.#receives;
+    const kind = receives ? WRITE : 0;
+    const room = this.#room;
+    for (let i = 0; i < n; i++) {
+      const at = (head + i) & mask;
+      const place = (avail + i) & mask;
+      const id = own[at];
+      const desc = descIdx + DESC_WORDS * place;
+      posted[id] = 1;
+      order[place] = id;
+      i32[desc] = buffersOff + id * stride + addressDelta;
+      i32[desc + 1] = 0;
+      i32[desc + LEN_WORD] = receives ? room : ownLen[at];
+      if (i > 0) i32[desc + FLAGS_WORD] = id | kind | (((avail + i) & size) === 0 ? AVAIL : USED);
+    }
   }
 
   /** Nothing that is used waits to be taken back. */

@@ -8,7 +8,7 @@
 import type { WindowHandle, WindowViews } from '../mem/window.ts';
 import type { DeviceSpec } from './device-port.ts';
 import { UserPackedRing } from './user-packed-ring.ts';
-import type { UserRing, UserRingPlan } from './user-ring.ts';
+import type { RingModule, UserRing, UserRingPlan } from './user-ring.ts';
 import { UserSplitRing } from './user-split-ring.ts';
 
 /** Words of a pair's control block. The connection's number that is wanted, 0 for none. */
@@ -55,9 +55,12 @@ export interface VirtioUserSpec extends DeviceSpec {
   /** what the back end may leave undone in what it delivers, and we in what we send: NEED_… of `offload.ts` */
   readonly accepts: number;
   readonly maySend: number;
+  /** bytes of the longest frame that is sent; absent: as long as a buffer */
+  readonly maxFrame?: number;
   readonly pairs: readonly UserPairPlan[];
 }
 
-export function makeUserRing(plan: UserRingPlan, views: WindowViews): UserRing {
-  return plan.format === 'packed' ? new UserPackedRing(plan, views) : new UserSplitRing(plan, views);
+/** @param module what runs the ring; default: TypeScript */
+export function makeUserRing(plan: UserRingPlan, views: WindowViews, module?: RingModule): UserRing {
+  return plan.format === 'packed' ? new UserPackedRing(plan, views, module) : new UserSplitRing(plan, views, module);
 }

@@ -12,6 +12,8 @@
 import type { WindowViews } from '../mem/window.ts';
 import { VIRTQ_MAX_SIZE } from '../uapi/virtio-ring.ts';
 import type { RingPlace } from '../virtqueue/driver-ring.ts';
+import { FAULT_ABANDONED } from './user-fault.ts';
+import type { UserExports } from './user-module.ts';
 
 /** Where the parts of a ring lie, and what it is: the same on every thread. Survives postMessage. */
 export interface UserRingPlan {
@@ -37,23 +39,6 @@ export interface UserRingPlan {
   readonly state: SharedArrayBuffer;
 }
 
-/** What a back end did to a ring; 0 for nothing wrong. */
-export const USER_FAULTS = [
-  'nothing',
-  'it moved the used index beyond what was on offer',
-  'it used a buffer that was not on offer',
-  'it says that it wrote more than a buffer holds',
-  'it used a receive buffer that is shorter than the packet header',
-  'it says that a frame came in no buffers, or in too many',
-  'it used only some of the buffers of a frame',
-] as const;
-export const FAULT_INDEX = 1;
-export const FAULT_NOT_ON_OFFER = 2;
-export const FAULT_TOO_LONG = 3;
-export const FAULT_NO_HEADER = 4;
-export const FAULT_NUM_BUFFERS = 5;
-export const FAULT_INCOMPLETE = 6;
-
 const WORDS = 8;
 const S_AVAIL = 0;
 const S_USED = 1;
@@ -62,8 +47,22 @@ const S_HEAD = 3;
 const S_COUNT = 4;
 const S_FAULT = 5;
 
-/** Memory for the state of a ring of `size` buffers: 8 words, lengths, ids, and who has which buffer. */
-export const userRingState = (size: number) => new SharedArrayBuffer(4 * WORDS + 4 * size + 2 * size + 2 * size + size);
+/** Of the state of a ring of `size` buffers, behind its 8 words: lengths, ids, ids by place, and who has which buffer. */
+export const stateBytes = (size: number) => 4 * size + 2 * size + 2 * size + size;
+export const userRingState = (size: number) => new SharedArrayBuffer(4 * WORDS + stateBytes(size));
+
+/** The thread that had the ring has gone and left no state that is right: the ring can only begin anew. */
+export function abandonState(state: SharedArrayBuffer): void {
+  new Int32Array(state, 0, WORDS)[S_FAULT] = FAULT_ABANDONED;
+}
+
+/** What runs a ring in WebAssembly, in place of the loops in TypeScript: the functions, and where its state lies for them. */
+export interface RingModule {
+  readonly run: UserExports;
+  /** private memory of the thread's, and the offset in it of `stateBytes` bytes */
+  readonly memory: ArrayBuffer;
+  readonly off: number;
+}
 
 /** Takes a buffer out of a set of them, by id. @returns false if it is not there */
 export function takeOut(set: Uint8Array, id: number): boolean {
@@ -99,10 +98,15 @@ export abstract class UserRing {
   protected readonly order: Uint16Array;
   /** receive rings: −1, so that lengths count; others: 0, as the device writes nothing */
   protected readonly lenMask: number;
+  /** what runs the ring; undefined: TypeScript does */
+  readonly module: RingModule | undefined;
   readonly #words: Int32Array;
+  /** the plan's state behind its words, and the module's copy of it */
+  readonly #kept: Uint8Array;
+  readonly #worked: Uint8Array;
 
   /** The ring as its state has it: see `load`. */
-  constructor(plan: UserRingPlan, views: WindowViews) {
+  constructor(plan: UserRingPlan, views: WindowViews, module?: RingModule) {
     const { size, state } = plan;
     if (size < 1 || size > VIRTQ_MAX_SIZE || (size & (size - 1)) !== 0)
       throw new RangeError(`ring size ${size} is not a power of two up to ${VIRTQ_MAX_SIZE}`);
@@ -115,10 +119,14 @@ export abstract class UserRing {
     this.stride = plan.stride;
     this.lenMask = plan.receives ? -1 : 0;
     this.#words = new Int32Array(state, 0, WORDS);
-    this.ownLen = new Int32Array(state, 4 * WORDS, size);
-    this.own = new Uint16Array(state, 4 * WORDS + 4 * size, size);
-    this.order = new Uint16Array(state, 4 * WORDS + 6 * size, size);
-    this.posted = new Uint8Array(state, 4 * WORDS + 8 * size, size);
+    const { memory, off } = module ?? { memory: state, off: 4 * WORDS };
+    this.module = module;
+    this.#kept = new Uint8Array(state, 4 * WORDS);
+    this.#worked = new Uint8Array(memory, off, stateBytes(size));
+    this.ownLen = new Int32Array(memory, off, size);
+    this.own = new Uint16Array(memory, off + 4 * size, size);
+    this.order = new Uint16Array(memory, off + 6 * size, size);
+    this.posted = new Uint8Array(memory, off + 8 * size, size);
   }
 
   /** Takes the ring over from whoever has saved it. */
@@ -130,6 +138,7 @@ export abstract class UserRing {
     this.head = words[S_HEAD];
     this.count = words[S_COUNT];
     this.fault = words[S_FAULT];
+    if (this.module !== undefined) this.#worked.set(this.#kept);
   }
 
   /** Leaves the ring to whoever loads it next. */
@@ -141,6 +150,14 @@ export abstract class UserRing {
     words[S_HEAD] = this.head;
     words[S_COUNT] = this.count;
     words[S_FAULT] = this.fault;
+    if (this.module !== undefined) this.#kept.set(this.#worked);
+  }
+
+  /** Takes over what a function of the module has found. @returns buffers, 0 after a fault */
+  protected checked(found: number): number {
+    if (found >= 0) return found;
+    this.fault = -found;
+    return 0;
   }
 
   /** Begins anew, with all buffers on offer in a receive ring and none in another. No device may be using it. Saved. */

@@ -16,7 +16,8 @@ import {
   vringUsedBytes,
 } from '../uapi/virtio-ring.ts';
 import { needEvent, writeDescriptor } from '../virtqueue/split-driver.ts';
-import { FAULT_INDEX, FAULT_NOT_ON_OFFER, FAULT_TOO_LONG, takeOut, UserRing, type UserRingPlan } from './user-ring.ts';
+import { FAULT_INDEX, FAULT_NOT_ON_OFFER, FAULT_TOO_LONG } from './user-fault.ts';
+import { type RingModule, takeOut, UserRing, type UserRingPlan } from './user-ring.ts';
 
 const { size: RING_HEAD, off: HEAD } = VRING_AVAIL;
 const DESC_WORDS = VRING_DESC.size >> 2;
@@ -46,8 +47,8 @@ export class UserSplitRing extends UserRing {
   #calls = false;
   #armed = 0;
 
-  constructor(plan: UserRingPlan, views: WindowViews) {
-    super(plan, views);
+  constructor(plan: UserRingPlan, views: WindowViews, module?: RingModule) {
+    super(plan, views, module);
     const { place, size } = plan;
     this.#views = views;
     this.#eventIdx = plan.eventIdx;
@@ -88,13 +89,26 @@ export class UserSplitRing extends UserRing {
       this.fault = FAULT_INDEX;
       return 0;
     }
-    const n = this.#inOrder ? this.#reapInOrder(ready, max) : this.#reapAny(Math.min(ready, max));
+    const n = this.#reapReady(ready, max);
     if (this.fault !== 0) return 0;
     this.used = (this.used + n) & 0xffff;
     this.count += n;
     this.onOffer -= n;
     if (!this.#calls && ((this.used - this.#armed) & 0xffff) > REARM_AFTER) this.disableCalls();
     return n;
+  }
+
+  #reapReady(ready: number, max: number): number {
+    const { module, size, used, head, count, lenMask } = this;
+    const n = Math.min(ready, max);
+    if (n <= 0) return 0;
+    if (module === undefined) return this.#inOrder ? this.#reapInOrder(ready, max) : this.#reapAny(n);
+    const { run, off } = module;
+    const [elems, room] = [4 * this.#usedRingIdx, this.#room];
+    const found = this.#inOrder
+      ? run.reapSplitInOrder(off, size, elems, used, head + count, ready, max, room, lenMask)
+      : run.reapSplit(off, size, elems, used, head + count, n, room, lenMask);
+    return this.checked(found);
   }
 
   #reapAny(n: number): number {
@@ -151,8 +165,11 @@ export class UserSplitRing extends UserRing {
 
   post(n: number): boolean {
     if (n === 0) return false;
-    const { u16, avail } = this;
-    if (this.#receives) this.#offer(n);
+    const { u16, avail, module, size, head } = this;
+    if (module !== undefined) {
+      const offer = this.#receives ? module.run.offer : module.run.offerLengths;
+      offer(module.off, size, 2 * this.#availRingIdx, 4 * this.#descIdx, avail, head, n);
+    } else if (this.#receives) this.#offer(n);
     else this.#offerLengths(n);
     this.give(n);
     const now = (avail + n) & 0xffff;

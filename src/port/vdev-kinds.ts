@@ -97,7 +97,7 @@ export const VDEV_KINDS = {
       rx_iface: list(INTERFACE),
       rx_iface_in: list(INTERFACE),
       tx_iface: list(INTERFACE),
-      iface: key(INTERFACE),
+      iface: key(PLACED_INTERFACE),
       phy_mac: setting(ON_OFF, '0'),
       infinite_rx: setting(ON_OFF, '0'),
     },
@@ -139,6 +139,7 @@ export const VDEV_KINDS = {
       force_copy: setting(ON_OFF, '0'),
       mode: setting(choice('auto', 'skb', 'native', 'zc'), 'auto'),
       steer_queues: setting(integer(1, 64), '1'),
+      ntuple: setting(ON_OFF, '0'),
     },
   },
 } as const satisfies Readonly<Record<string, VdevKind>>;

@@ -8,7 +8,7 @@ import { SwitchError, SysError } from '../errors.ts';
 import type { WindowPool } from '../mem/window.ts';
 import { drainNow, eventfdFull, signal } from '../sys/eventfd.ts';
 import { acceptUnix, ReadWatch } from '../sys/unix-socket.ts';
-import { ETHHDR } from '../uapi/ip.ts';
+import { ETHHDR, VLAN_HLEN } from '../uapi/ip.ts';
 import {
   featureMask,
   hasFeature,
@@ -36,7 +36,9 @@ import { acceptsOf, maySendOf } from '../virtio-net/offload.ts';
 import { type LaidPair, layOutCard } from './card-layout.ts';
 import type { LinkState, OpenedDevice } from './device-port.ts';
 import type { GuestRam } from './guest-ram.ts';
+import { USER_FAULTS } from './user-fault.ts';
 import {
+  PAIR_ABSENT,
   PAIR_FAULT,
   PAIR_FAULT_RING,
   PAIR_KICKING,
@@ -45,7 +47,7 @@ import {
   PAIR_WANTED,
   type VirtioUserSpec,
 } from './user-pair.ts';
-import { USER_FAULTS } from './user-ring.ts';
+import { abandonState } from './user-ring.ts';
 import type { VirtioUserArgs } from './virtio-user-args.ts';
 import { type Agreed, negotiate, startVring, wantedBy } from './virtio-user-options.ts';
 
@@ -86,7 +88,8 @@ export interface VirtioUserDeviceOptions {
 export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
   readonly name: string;
   readonly mac: Uint8Array;
-  readonly mtu = MAX_FRAME_BYTES - ETHHDR.size;
+  readonly maxMtu = MAX_FRAME_BYTES - ETHHDR.size;
+  #mtu = this.maxMtu;
   readonly #args: VirtioUserArgs;
   readonly #options: VirtioUserDeviceOptions;
   readonly #file: SocketFile | undefined;
@@ -130,6 +133,16 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
     this.#watchTimer.unref();
   }
 
+  /** Bytes of the largest frame, without Ethernet header and tag. */
+  get mtu(): number {
+    return this.#mtu;
+  }
+
+  /** Frames that are longer are not sent by ports made from then on. @param mtu up to `maxMtu` */
+  setMtu(mtu: number): void {
+    this.#mtu = mtu;
+  }
+
   get link(): LinkState {
     return this.#link;
   }
@@ -157,6 +170,7 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
       mergeable: hasFeature(features, VIRTIO_NET_F_MRG_RXBUF),
       accepts: acceptsOf(features),
       maySend: maySendOf(features),
+      ...(this.#mtu < this.maxMtu ? { maxFrame: this.#mtu + ETHHDR.size + VLAN_HLEN } : {}),
       pairs: this.#pairs.slice(0, this.#inUse).flatMap(({ plan }, n) => (n % lcores === lcore ? [plan] : [])),
     };
   }
@@ -294,6 +308,18 @@ export class VirtioUserDevice implements OpenedDevice<VirtioUserSpec> {
       // what is lost with the connection is told again with the next one
       if (!frontEnd.closed) throw error;
     }
+  }
+
+  /**
+   * The thread that had these pairs has gone without leaving them. Their rings begin anew, which takes a new connection: who knows how
+   * far they have come.
+   */
+  abandoned({ pairs }: VirtioUserSpec): void {
+    for (const { control, rx, tx } of pairs) {
+      for (const { state } of [rx, tx]) abandonState(state);
+      Atomics.store(new Int32Array(control), PAIR_USED, PAIR_ABSENT);
+    }
+    this.#giveUp('the thread that used it has gone');
   }
 
   /** Keeps the card connected until it is closed. */

@@ -9,24 +9,19 @@ import type { WindowViews } from '../mem/window.ts';
 import { PORT_SLOTS } from '../stats/counters.ts';
 import { ETHHDR } from '../uapi/ip.ts';
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
-import { BAD_OFFLOAD, type Burst, FRONT_WORDS, HEADER_BYTES } from '../virtio-net/burst.ts';
+import { BAD_OFFLOAD, type Burst, FRONT_BYTES, HEADER_BYTES } from '../virtio-net/burst.ts';
 import { NEEDS_MALFORMED, needsOf } from '../virtio-net/offload.ts';
 import type { DevicePort, DeviceTools } from './device-port.ts';
 import { HeldPair } from './held-pair.ts';
+import { FAULT_INCOMPLETE, FAULT_NO_HEADER, FAULT_NUM_BUFFERS } from './user-fault.ts';
+import { clearHeader, UserFrames } from './user-frames.ts';
 import type { VirtioUserSpec } from './user-pair.ts';
-import { FAULT_INCOMPLETE, FAULT_NO_HEADER, FAULT_NUM_BUFFERS, type UserRing } from './user-ring.ts';
+import type { UserRing } from './user-ring.ts';
+import { UserStage } from './user-stage.ts';
 
 const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 /** Buffers that a frame may come in: 128 KiB. */
 const MAX_BUFFERS = 64;
-const FRONT_BYTES = 4 * FRONT_WORDS;
-
-/** Zeros, up to num_buffers, which is never anything else in what is sent. */
-function clearHeader(dv: DataView, off: number): void {
-  dv.setInt32(off, 0, true);
-  dv.setInt32(off + 4, 0, true);
-  dv.setInt16(off + 8, 0, true);
-}
 
 export class VirtioUserPort implements DevicePort {
   readonly id: number;
@@ -38,6 +33,7 @@ export class VirtioUserPort implements DevicePort {
   readonly #burst: Burst;
   readonly #windows: readonly WindowViews[];
   readonly #copyStage = new CopyStage();
+  readonly #frames: UserFrames;
   readonly #pairs: readonly HeldPair[];
   readonly #window: number;
   readonly #dv: DataView;
@@ -64,7 +60,10 @@ export class VirtioUserPort implements DevicePort {
     this.#mergeable = spec.mergeable;
     this.#accepts = spec.accepts;
     this.#maySend = spec.maySend;
-    this.#pairs = spec.pairs.map((plan) => new HeldPair(plan, window));
+    const sizes = spec.pairs.flatMap(({ rx, tx }) => [rx.size, tx.size]);
+    const stage = UserStage.for(tools.ringStage, window, sizes);
+    this.#pairs = spec.pairs.map((plan) => new HeldPair(plan, window, stage));
+    this.#frames = new UserFrames(spec, this.#burst, this.#windows, this.#copyStage, stage);
     this.queues = spec.pairs.length;
     this.eventFds = spec.pairs.map(({ rxCallFd }) => rxCallFd);
   }
@@ -99,38 +98,11 @@ export class VirtioUserPort implements DevicePort {
 
   /** Lists what lies in the first `have` buffers of our own, a frame in each, as the burst. Sets the ring's fault. @returns frames */
   #list(pair: HeldPair, have: number): number {
-    const { rx } = pair;
-    const { first, len: lens, front, segments } = this.#burst;
-    const { window: segWindow, off: segOff, len: segLen } = segments;
-    const { own, ownLen, head, mask, buffersOff, stride } = rx;
-    const dv = this.#dv;
-    const window = this.#window;
-    const headerLen = this.#headerLen;
-    const mergeable = this.#mergeable;
-    const offloads = this.#accepts !== 0;
-    let bytes = 0;
-    let i = 0;
-    for (; i < have; i++) {
-      const at = (head + i) & mask;
-      const off = buffersOff + own[at] * stride + headerLen;
-      const len = ownLen[at] - headerLen;
-      if (len < FRONT_BYTES || (mergeable && dv.getUint16(off - headerLen + HDR.num_buffers, true) !== 1)) break;
-      // flags and gso_type
-      if (offloads && dv.getUint16(off - headerLen, true) !== 0) break;
-      first[i] = i;
-      lens[i] = len;
-      segWindow[i] = window;
-      segOff[i] = off;
-      segLen[i] = len;
-      front[FRONT_WORDS * i] = dv.getInt32(off, true);
-      front[FRONT_WORDS * i + 1] = dv.getInt32(off + 4, true);
-      front[FRONT_WORDS * i + 2] = dv.getInt32(off + 8, true);
-      front[FRONT_WORDS * i + 3] = dv.getInt32(off + 12, true);
-      bytes += len;
-    }
+    const { first, segments } = this.#burst;
+    const i = this.#frames.list(pair.rx, have);
     first[i] = i;
     segments.count = i;
-    this.#bytes = bytes;
+    this.#bytes = this.#frames.bytes;
     pair.consumed = i;
     return i === have ? i : this.#listAny(pair, have, i);
   }
@@ -253,11 +225,9 @@ export class VirtioUserPort implements DevicePort {
   #send(pair: HeldPair, list: Int32Array, from: number, to: number): number {
     const { counters } = this;
     const { tx } = pair;
-    this.#bytes = 0;
-    const most = Math.min(to, from + tx.count);
-    let k = this.#placePlain(tx, list, from, most);
+    let k = this.#frames.place(tx, list, from, Math.min(to, from + tx.count));
     let placed = k - from;
-    if (placed > 0) this.#flush(this.#burst.segments.window[this.#burst.first[list[from]]], placed);
+    this.#bytes = this.#frames.bytes;
     for (; k < to; k++) {
       const fits = this.#fits(tx, list[k]);
       if (fits && placed === tx.count) break;
@@ -270,50 +240,10 @@ export class VirtioUserPort implements DevicePort {
     return to - k;
   }
 
-  /**
-   * Lists copies of packets list[from] … list[to − 1], as long as each fits, needs nothing and is one piece in the window of the first.
-   * There are as many buffers. @returns the first that is something else, or `to`
-   */
-  #placePlain(tx: UserRing, list: Int32Array, from: number, to: number): number {
-    const { first, len: lens, needs, delivered, segments } = this.#burst;
-    const { window: segWindow, off: segOff } = segments;
-    const { own, ownLen, head, mask, stride } = tx;
-    const { list: copies } = this.#copyStage;
-    const headerLen = this.#headerLen;
-    const framesOff = tx.buffersOff + headerLen;
-    const maxLen = tx.plan.room - headerLen;
-    // a buffer's header stays zero, unless offloads have been in it
-    const clear = this.#maySend !== 0;
-    const dv = this.#dv;
-    const src = from < to ? segWindow[first[list[from]]] : 0;
-    let bytes = 0;
-    let at = head;
-    let entry = 0;
-    let k = from;
-    for (; k < to; k++) {
-      const packet = list[k];
-      const len = lens[packet];
-      const s = first[packet];
-      if (len < 0 || len > maxLen || needs[packet] !== 0 || first[packet + 1] - s !== 1 || segWindow[s] !== src) break;
-      const dst = framesOff + own[at] * stride;
-      if (clear) clearHeader(dv, dst - headerLen);
-      copies[entry] = segOff[s];
-      copies[entry + 1] = dst;
-      copies[entry + 2] = len;
-      ownLen[at] = len + headerLen;
-      delivered[packet]++;
-      bytes += len;
-      entry += 3;
-      at = (at + 1) & mask;
-    }
-    this.#bytes = bytes;
-    return k;
-  }
-
   /** True if the packet can be sent at all; else it is counted. */
   #fits(tx: UserRing, packet: number): boolean {
     const { len, needs } = this.#burst;
-    const maxLen = tx.plan.room - this.#headerLen;
+    const maxLen = this.#frames.maxLen(tx);
     if (len[packet] >= 0 && len[packet] <= maxLen && (needs[packet] & ~this.#maySend) === 0) return true;
     this.counters[len[packet] > maxLen ? PORT_SLOTS.rx_drop_too_big : PORT_SLOTS.rx_drop_bad_offload]++;
     return false;

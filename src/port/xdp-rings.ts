@@ -6,7 +6,7 @@
  */
 import type { WindowViews } from '../mem/window.ts';
 import { acquire, release } from '../sys/lock.ts';
-import { XDP_RING_NEED_WAKEUP } from '../uapi/xdp.ts';
+import { XDP_PKT_CONTD, XDP_RING_NEED_WAKEUP } from '../uapi/xdp.ts';
 
 /** Where a ring lies in its window: bytes from the window's beginning on. Survives postMessage. */
 export interface XdpRingPlace {
@@ -56,6 +56,7 @@ class XdpRing {
 /** Words of an element of RX and TX: address, length, options; and of the other two: an address. Addresses are below 2³¹. */
 const DESC_WORDS = 4;
 const DESC_LEN = 2;
+const DESC_OPTIONS = 3;
 const ADDR_WORDS = 2;
 
 const LOCK = 0;
@@ -122,16 +123,16 @@ export class XdpGroup {
 
   /**
    * Takes up to `n` free chunks of a transmitting socket, after what the kernel has sent has become free again.
-   * @param into the chunks' addresses in the UMEM @returns how many there were
+   * @param into the chunks' addresses in the UMEM, from element `at` on @returns how many there were
    */
-  take(sender: number, into: Int32Array, n: number): number {
+  take(sender: number, into: Int32Array, n: number, at = 0): number {
     if (this.#shared) acquire(this.#state, LOCK);
     this.#reap();
     const state = this.#state;
     const stack = FIRST_STACK + sender * (1 + this.#txChunks);
     const free = state[stack];
     const taken = Math.min(n, free);
-    for (let i = 0; i < taken; i++) into[i] = state[stack + free - i];
+    for (let i = 0; i < taken; i++) into[at + i] = state[stack + free - i];
     state[stack] = free - taken;
     if (this.#shared) release(this.#state, LOCK);
     return taken;
@@ -169,7 +170,7 @@ export class XdpGroup {
   }
 }
 
-/** A socket's frames that have come. */
+/** A socket's frames that have come, of which each is one element, or several. */
 export class XdpReceiveRing {
   readonly #i32: Int32Array;
   readonly #ring: XdpRing;
@@ -179,24 +180,31 @@ export class XdpReceiveRing {
     this.#ring = new XdpRing(place);
   }
 
-  /** Frames that wait. */
+  /** Elements that wait. */
   get ready(): number {
     return (Atomics.load(this.#i32, this.#ring.producer) - this.#i32[this.#ring.consumer]) | 0;
   }
 
-  /** Where frame `ahead` begins in the UMEM. */
+  /** Where the piece of element `ahead` begins in the UMEM. */
   address(ahead: number): number {
     const { consumer, desc, mask } = this.#ring;
     return this.#i32[desc + DESC_WORDS * ((this.#i32[consumer] + ahead) & mask)];
   }
 
-  /** Bytes of frame `ahead`. */
+  /** Its bytes. */
   len(ahead: number): number {
     const { consumer, desc, mask } = this.#ring;
     return this.#i32[desc + DESC_WORDS * ((this.#i32[consumer] + ahead) & mask) + DESC_LEN];
   }
 
-  /** The first `n` frames' elements have been read: the kernel may use them again. */
+  /** True if the frame goes on in the next element. */
+  goesOn(ahead: number): boolean {
+    const { consumer, desc, mask } = this.#ring;
+    const options = this.#i32[desc + DESC_WORDS * ((this.#i32[consumer] + ahead) & mask) + DESC_OPTIONS];
+    return (options & XDP_PKT_CONTD) !== 0;
+  }
+
+  /** The first `n` elements have been read: the kernel may use them again. */
   advance(n: number): void {
     const { consumer } = this.#ring;
     Atomics.store(this.#i32, consumer, (this.#i32[consumer] + n) | 0);
@@ -215,15 +223,15 @@ export class XdpTransmitRing {
     this.#ring = new XdpRing(place);
   }
 
-  /** Lists a frame: `len` bytes at `address` of the UMEM. */
-  put(address: number, len: number): void {
+  /** Lists a frame, or a piece of one that goes on in the next: `len` bytes at `address` of the UMEM. */
+  put(address: number, len: number, goesOn = false): void {
     const { producer, desc, mask } = this.#ring;
     const i32 = this.#i32;
     const word = desc + DESC_WORDS * ((i32[producer] + this.#written++) & mask);
     i32[word] = address;
     i32[word + 1] = 0;
-    i32[word + 2] = len;
-    i32[word + 3] = 0;
+    i32[word + DESC_LEN] = len;
+    i32[word + DESC_OPTIONS] = goesOn ? XDP_PKT_CONTD : 0;
   }
 
   /** Shows the kernel what has been put. */
@@ -233,7 +241,7 @@ export class XdpTransmitRing {
     this.#written = 0;
   }
 
-  /** Frames that the kernel has not looked at. */
+  /** Elements that the kernel has not looked at. */
   get waiting(): number {
     return (this.#i32[this.#ring.producer] - Atomics.load(this.#i32, this.#ring.consumer)) | 0;
   }

@@ -18,6 +18,7 @@ const LINK_LOCAL_LAST_MASK = 0xf0ff;
 
 /** Without VLANs all is one. */
 const NO_VLAN = 0;
+const UNTAGGED: readonly number[] = [0];
 
 /** Targets of frames that stay on one link, that would go back where they come from, and from outside to nobody. */
 export const LINK_LOCAL = TARGET_DROP - PORT_SLOTS.tx_drop_link_local;
@@ -32,6 +33,8 @@ export interface Classify {
   forget(port: number): void;
   /** The VLAN that the untagged frames of a port are in. */
   untaggedVid(port: number): number;
+  /** The tags by which a guest's frames are in its VLANs, each once: 0 for untagged frames, if it may send such. */
+  tagsOf(port: number): readonly number[];
   /**
    * Fills `burst.dest` for a burst from `port`, from the packets' fronts.
    * @param counters the port's own
@@ -59,6 +62,10 @@ export class Classifier implements Classify {
 
   untaggedVid(): number {
     return NO_VLAN;
+  }
+
+  tagsOf(): readonly number[] {
+    return UNTAGGED;
   }
 
   forget(port: number): void {

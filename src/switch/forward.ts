@@ -38,6 +38,11 @@ export class Forwarder {
     this.#touched = new Int32Array(maxPorts);
   }
 
+  /** The MTU of an uplink is another one from now on. */
+  setMtu(port: number, mtu: number): void {
+    this.#mtu[port] = mtu;
+  }
+
   /** Stage 3: delivers a classified burst that came from `source`. */
   forward(burst: Burst, source: Port): void {
     const { dest, count, only } = burst;

@@ -106,6 +106,15 @@ export class PortVlans {
     return kind === PORT_UPLINK || (kind !== PORT_NONE && this.untagged[port] === vid);
   }
 
+  /** See Classify. */
+  tagsOf(port: number): number[] {
+    const untagged = this.untagged[port];
+    const tags = untagged === NO_VID ? [] : [0];
+    if (this.kind[port] !== PORT_TRUNK) return tags;
+    for (let vid = 1; vid <= MAX_VID; vid++) if (vid !== untagged && this.carries(port, vid)) tags.push(vid);
+    return tags;
+  }
+
   /** True if any device is in the VLAN. */
   isUsed(vid: number): boolean {
     return this.#devices[vid] > 0;

@@ -94,6 +94,10 @@ export class VlanClassifier implements Classify {
     return Math.max(this.#vlans.untagged[port], PLAN_VID);
   }
 
+  tagsOf(port: number): readonly number[] {
+    return this.#vlans.tagsOf(port);
+  }
+
   /** As in {@link Classify}; and fills the marks, and turns `burst.tag` from what came beside a packet into what it would leave with. */
   classify(burst: Burst, port: number, counters: Float64Array, now: number): void {
     const { count, len, front, tag } = burst;

@@ -159,9 +159,10 @@ export const mapIndex = (n: number) => new Uint8Array(Uint32Array.of(n).buffer);
  * Loads a program. The caller owns the descriptor.
  * @param type BPF_PROG_TYPE_…
  * @param program instructions
+ * @param flags prog_flags
  * @throws SwitchError (BPF_REJECTED, with what the verifier says), SysError: EPERM, ENOSYS with what to do
  */
-export function loadProgram(type: number, program: Uint8Array, name: string): number {
+export function loadProgram(type: number, program: Uint8Array, name: string, flags = 0): number {
   const log = new Uint8Array(LOG_BYTES);
   const license = new Uint8Array(Buffer.from(LICENSE));
   const attempt = (logLevel: number) => {
@@ -170,6 +171,7 @@ export function loadProgram(type: number, program: Uint8Array, name: string): nu
       .u32('insn_cnt', program.length / BPF_INSN.size)
       .pointer('insns', program)
       .pointer('license', license)
+      .u32('prog_flags', flags)
       .name('prog_name', name);
     if (logLevel > 0) attr.u32('log_level', logLevel).u32('log_size', log.length).pointer('log_buf', log);
     return bpf(BPF_PROG_LOAD, attr);

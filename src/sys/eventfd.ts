@@ -54,8 +54,11 @@ export function createEventfds(n: number): number[] {
 
 /** True if `fd` is an eventfd: the only kind of descriptor a kick or a call may be. */
 export function isEventfd(fd: number): boolean {
-  return readlinkSync(`/proc/self/fd/${fd}`) === 'anon_inode:[eventfd]';
+  return isEventfdName(readlinkSync(`/proc/self/fd/${fd}`));
 }
+
+/** True if that is what /proc calls an eventfd. */
+export const isEventfdName = (name: string): boolean => name === 'anon_inode:[eventfd]';
 
 /** What the eventfd has been signalled and nobody has taken yet; looking takes nothing. */
 export function eventfdCount(fd: number): number {

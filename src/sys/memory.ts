@@ -2,7 +2,7 @@
  * Shared memory: memfd, mmap, file sizes and seals.
  * Addresses are bigint, lengths and offsets are bytes as number (< 2⁵³).
  */
-import { ftruncateSync, readFileSync, statfsSync } from 'node:fs';
+import { closeSync, ftruncateSync, readFileSync, statfsSync } from 'node:fs';
 import { check, libc } from './libc.ts';
 
 const PROT_READ_WRITE = 3;
@@ -13,6 +13,9 @@ const MAP_ANONYMOUS = 0x20;
 const MAP_NORESERVE = 0x4000;
 const MFD_CLOEXEC = 1;
 const MFD_ALLOW_SEALING = 2;
+const MFD_HUGETLB = 4;
+const MFD_HUGE_2MB = 21 << 26;
+const MFD_HUGE_1GB = 30 << 26;
 const F_ADD_SEALS = 1033;
 const F_GET_SEALS = 1034;
 const F_SEAL_SHRINK = 2;
@@ -61,19 +64,59 @@ export function pageSize(fd: number): number {
   return type === HUGETLBFS_MAGIC ? bsize : 4096;
 }
 
-/** File systems that a program or another machine serves: an access takes as long as they like. */
-const SERVED = /^(fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|coda|lustre)/;
+/** The seals of a memory file, as bits F_SEAL_…; undefined where a file cannot have any. */
+export function fileSeals(fd: number): number | undefined {
+  const seals = c.fcntl(fd, F_GET_SEALS, 0);
+  return seals < 0 ? undefined : seals;
+}
+
+/** Types of file systems that a program or another machine serves: an access takes as long as they like. */
+export const SERVED_FILE_SYSTEM = /^(fuse|nfs|cifs|smb|9p|ceph|afs|virtiofs|coda|lustre)/;
 
 /**
  * True if the file lies in memory or on a disk of this machine, so that touching a mapping of it makes us wait for nobody. Asks no
  * file system, which alone might take for ever: memory files have seals, others are judged by their mount.
  */
 export function isLocalFile(fd: number): boolean {
-  if (c.fcntl(fd, F_GET_SEALS, 0) >= 0) return true;
-  const mount = /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1];
-  const mounts = readFileSync('/proc/self/mountinfo', 'utf8').split('\n');
+  return fileSeals(fd) !== undefined || isLocalMount(mountOf('self', fd), mountsOf('self'));
+}
+
+/** The same of a file that process `pid` has, and that may be of its mount namespace, by a handle (O_PATH) of it. */
+export function isLocalHandle(handle: number, pid: number): boolean {
+  return isLocalOf(mountOf('self', handle), pid);
+}
+
+/** The same of what is descriptor `fd` of process `pid` at the moment, without touching it. */
+export function isLocalDescriptor(pid: number, fd: number): boolean {
+  return isLocalOf(mountOf(pid, fd), pid);
+}
+
+function isLocalOf(mount: string | undefined, pid: number): boolean {
+  return memoryMounts().has(mount) || isLocalMount(mount, [...mountsOf('self'), ...mountsOf(pid)]);
+}
+
+const mountsOf = (process: number | 'self') => readFileSync(`/proc/${process}/mountinfo`, 'utf8').split('\n');
+const mountOf = (process: number | 'self', fd: number) =>
+  /^mnt_id:\s*(\d+)$/m.exec(readFileSync(`/proc/${process}/fdinfo/${fd}`, 'utf8'))?.[1];
+
+/** Mounts have numbers of their own all over the machine. */
+function isLocalMount(mount: string | undefined, mounts: readonly string[]): boolean {
   const type = / - (\S+) /.exec(mounts.find((line) => line.startsWith(`${mount} `)) ?? '')?.[1];
-  return type !== undefined && !SERVED.test(type);
+  return type !== undefined && !SERVED_FILE_SYSTEM.test(type);
+}
+
+/** The kernel's own mounts of memory files, which no list of mounts names: each kind of memfd tells one. */
+function memoryMounts(): Set<string | undefined> {
+  const mounts = [0, MFD_HUGETLB, MFD_HUGETLB | MFD_HUGE_2MB, MFD_HUGETLB | MFD_HUGE_1GB].map((kind) => {
+    const fd = c.memfdCreate('mount', MFD_CLOEXEC | kind);
+    if (fd < 0) return undefined;
+    try {
+      return mountOf('self', fd);
+    } finally {
+      closeSync(fd);
+    }
+  });
+  return new Set(mounts.filter((mount) => mount !== undefined));
 }
 
 /**
@@ -81,8 +124,8 @@ export function isLocalFile(fd: number): boolean {
  * @returns false where the file takes no seals (a plain tmpfs or hugetlbfs file, a sealed-off memfd).
  */
 export function sealAgainstShrinking(fd: number): boolean {
-  const seals = c.fcntl(fd, F_GET_SEALS, 0);
-  if (seals < 0) return false;
+  const seals = fileSeals(fd);
+  if (seals === undefined) return false;
   if ((seals & F_SEAL_SHRINK) !== 0) return true;
   return c.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) === 0;
 }

@@ -6,6 +6,7 @@ import { closeSync } from 'node:fs';
 import {
   PACKET_ADD_MEMBERSHIP,
   PACKET_COPY_THRESH,
+  PACKET_DROP_MEMBERSHIP,
   PACKET_FANOUT,
   PACKET_FANOUT_DATA,
   PACKET_FANOUT_EBPF,
@@ -110,15 +111,15 @@ export function bindPacketSocket(fd: number, index: number, receives: boolean): 
   check(c.bind(fd, address, address.byteLength), 'bind');
 }
 
-/** The interface takes frames to all addresses for as long as the socket is open. */
-export function setPromiscuous(fd: number, index: number): void {
+/** Has the interface take frames to all addresses for as long as the socket is open; or, after that, no longer. */
+export function setPromiscuous(fd: number, index: number, on = true): void {
   const request = new DataView(new ArrayBuffer(PACKET_MREQ.size));
   request.setInt32(PACKET_MREQ.off.mr_ifindex, index, true);
   request.setUint16(PACKET_MREQ.off.mr_type, PACKET_MR_PROMISC, true);
-  check(
-    c.setsockopt(fd, SOL_PACKET, PACKET_ADD_MEMBERSHIP, request, request.byteLength),
-    'setsockopt PACKET_ADD_MEMBERSHIP',
-  );
+  const [option, name] = on
+    ? [PACKET_ADD_MEMBERSHIP, 'PACKET_ADD_MEMBERSHIP']
+    : [PACKET_DROP_MEMBERSHIP, 'PACKET_DROP_MEMBERSHIP'];
+  check(c.setsockopt(fd, SOL_PACKET, option, request, request.byteLength), `setsockopt ${name}`);
 }
 
 /** Frames do not wait behind the interface's queueing discipline: where its own queue is full they are lost. */

@@ -29,7 +29,6 @@ import { check, EINVAL, errno, libc } from './libc.ts';
 const SYS_USERFAULTFD = process.arch === 'x64' ? 323 : 282;
 const O_CLOEXEC = 0o2000000;
 const O_NONBLOCK = 0o4000;
-const F_DUPFD_CLOEXEC = 1030;
 const MADV_NOHUGEPAGE = 15;
 const EPERM = 1;
 const ENOSYS = 38;
@@ -45,7 +44,6 @@ const ADVICE: Readonly<Record<number, string>> = {
 const c = {
   syscall: libc.func('syscall', 'int64_t', ['int64_t', 'int']),
   ioctl: libc.func('ioctl', 'int', ['int', 'ulong', 'void *']),
-  fcntl: libc.func('fcntl', 'int', ['int', 'int', 'int']),
   madvise: libc.func('madvise', 'int', ['uintptr_t', 'size_t', 'int']),
 };
 
@@ -88,14 +86,6 @@ function handshake(fd: number): void {
       EOPNOTSUPP,
       '(postcopy needs a kernel that handles faults of shared memory: Linux 4.11)',
     );
-}
-
-/**
- * Another descriptor of the same userfaultfd. The kernel frees the registered ranges when the last one is closed, not before.
- * @returns the caller's, closed on exec
- */
-export function duplicateFd(fd: number): number {
-  return check(c.fcntl(fd, F_DUPFD_CLOEXEC, 0), 'fcntl');
 }
 
 /** From now on a missing page in the range makes whoever touches it wait. */

@@ -8,11 +8,28 @@ import { FORWARD_MODES } from './engine.ts';
 import { Grammar, type Place } from './grammar.ts';
 import { MIN_MADE_BYTES } from './modes/txonly.ts';
 import { MAX_BURST, type PortChoice, type Session } from './session.ts';
+import {
+  CSUM_LAYERS,
+  FIXED,
+  setAllMulticast,
+  setBurstOfAll,
+  setCoreCount,
+  setCores,
+  setCsum,
+  setFixed,
+  setMtu,
+  setPortCount,
+  setPorts,
+  setQueues,
+  showCsum,
+} from './setup.ts';
 
 /** DPDK's limit of ports, and of a burst. */
 export const DPDK_MAX_PORTS = 32;
 export const DPDK_MAX_BURST = 512;
 const INT32_MAX = 2147483647;
+const MAX_UINT16 = 65535;
+const MAX_LISTED = 1024;
 
 /** RTE_MAX_SEGS_PER_PKT. */
 const MAX_SEGMENTS = 255;
@@ -25,6 +42,26 @@ export const SEGMENTS: ValueType<number[]> = {
     const total = known.reduce((sum, length) => sum + length, 0);
     const fits = lengths.length <= MAX_SEGMENTS && total >= MIN_MADE_BYTES && total <= MAX_FRAME_BYTES;
     return fits && known.length === lengths.length ? known : undefined;
+  },
+};
+
+/** Numbers separated by commas, in their order. */
+const numbers = (noun: string): ValueType<readonly number[]> => ({
+  range: `${noun} separated by commas`,
+  parse: (text) => {
+    const list = text.split(',').map((part) => integer(0, INT32_MAX).parse(part));
+    return list.length > MAX_LISTED || list.includes(undefined) ? undefined : (list as number[]);
+  },
+});
+
+/** A hexadecimal mask, as the numbers of its bits. */
+const MASK: ValueType<readonly number[]> = {
+  range: 'a hexadecimal mask of 64 bits, not zero',
+  parse: (text) => {
+    const digits = /^(?:0x)?([\da-f]{1,16})$/i.exec(text)?.[1];
+    const mask = digits === undefined ? 0n : BigInt(`0x${digits}`);
+    const bits = Array.from({ length: 64 }, (_, bit) => bit).filter((bit) => ((mask >> BigInt(bit)) & 1n) === 1n);
+    return bits.length === 0 ? undefined : bits;
   },
 };
 
@@ -46,6 +83,16 @@ const PLACES = {
   usec: { ...integer(0, INT32_MAX), range: `µs, 0..${INT32_MAX}` },
   count: { ...integer(0, INT32_MAX), range: `a number, 0..${INT32_MAX}` },
   cores: { ...integer(1, 1024), range: 'a number of cores, from 1' },
+  portList: numbers('ports'),
+  coreList: numbers('lcores'),
+  mask: MASK,
+  portCount: { ...integer(1, DPDK_MAX_PORTS), range: `a number of ports, 1..${DPDK_MAX_PORTS}` },
+  mtu: { ...integer(0, MAX_UINT16), range: `bytes, 0..${MAX_UINT16}` },
+  queues: { ...integer(1, MAX_UINT16), range: `a number of queues, 1..${MAX_UINT16}` },
+  level: { ...integer(0, MAX_UINT16), range: `a level, 0..${MAX_UINT16}` },
+  layer: words(...CSUM_LAYERS),
+  place: words('hw', 'sw'),
+  fixed: words(...FIXED),
   segments: SEGMENTS,
   mac: MAC_ADDRESS,
   section: words('control', 'display', 'config', 'ports', 'all'),
@@ -149,10 +196,39 @@ export const COMMANDS: readonly Command[] = [
   row('config', 'set eth-peer (port) (mac)', 'destination address of what leaves a port', (session, port, mac) =>
     session.setEthPeer(port, mac),
   ),
-  row('config', 'set nbcore (cores)', 'how many cores forward', (session, cores) => session.setCores(cores)),
+  row('config', 'set portlist (portList)', 'the ports that forward, in their order', setPorts),
+  row('config', 'set portmask (mask)', 'the same by their bits', setPorts),
+  row('config', 'set nbport (portCount)', 'forward on the first of them', setPortCount),
+  row('config', 'set corelist (coreList)', 'the lcores that forward, in their order', setCores),
+  row('config', 'set coremask (mask)', 'the same by their bits', setCores),
+  row('config', 'set nbcore (cores)', 'forward with the first of them', setCoreCount),
   row('config', 'set promisc (ports) (switch)', 'receive what is for other stations, or not', (session, ports, on) =>
     session.setPromiscuous(ports, on === 'on'),
   ),
+  row('config', 'set allmulti (ports) (switch)', 'receive what is for groups, as ports do', (session, ports, on) =>
+    setAllMulticast(session, ports, on === 'on'),
+  ),
+  row('config', 'set verbose (level)', 'show packets: 1 received ones, 2 sent ones, 3 both, 0 none', (session, level) =>
+    session.setVerbose(level),
+  ),
+  row('config', 'set flush_rx (switch)', 'throw away what waits in receive queues at the start', (session, on) => {
+    session.config.flushRx = on === 'on';
+  }),
+  row('config', 'set record-core-cycles (switch)', 'measure the time that packets take', (session, on) => {
+    session.config.recordCycles = on === 'on';
+  }),
+  row('config', 'set record-burst-stats (switch)', 'count how long bursts are', (session, on) => {
+    session.config.recordBursts = on === 'on';
+  }),
+  row('config', 'csum set (layer) (place) (port)', 'who makes checksums in mode csum', setCsum),
+  row('display', 'csum show (port)', 'who makes them', showCsum),
+  row('ports', 'port config mtu (port) (mtu)', 'bytes of the longest frame, without Ethernet header and tag', setMtu),
+  row('ports', 'port config all rxq (queues)', 'receive queues of each port', (session, n) =>
+    setQueues(session, 'rxq', n),
+  ),
+  row('ports', 'port config all txq (queues)', 'transmit queues', (session, n) => setQueues(session, 'txq', n)),
+  row('ports', 'port config all burst (burst)', 'packets of a burst', setBurstOfAll),
+  row('ports', 'port config all (fixed) (count)', 'without effect', setFixed),
   row('ports', 'port start (ports)', 'start ports', (session, ports) => session.startPorts(ports)),
   row('ports', 'port stop (ports)', 'stop ports', (session, ports) => session.stopPorts(ports)),
 ];

@@ -24,7 +24,6 @@ export class EnginePort {
   /** its own address; zeros if it has none */
   readonly mac: Uint8Array;
   started = true;
-  promiscuous = true;
   /** PORT_SLOTS of the threads that have the port, of those that had it, and at the last clear */
   #blocks: SharedArrayBuffer[] = [];
   readonly #before = new Float64Array(SLOTS);
@@ -101,7 +100,7 @@ export class EnginePort {
 
   /** @param queues used of it */
   info(queues: number): PortInfo {
-    const { name, link, mtu, queueSize } = this.device;
+    const { name, link, mtu, maxMtu, queueSize } = this.device;
     return {
       port: this.id,
       name,
@@ -109,8 +108,10 @@ export class EnginePort {
       up: link.up,
       reason: link.gone ?? link.reason ?? '',
       started: this.started,
-      promiscuous: this.promiscuous,
+      promiscuous: this.device.promiscuous ?? true,
       mtu,
+      ...(maxMtu === undefined ? {} : { maxMtu }),
+      maxQueues: this.queues,
       speed: link.speed,
       rxQueues: queues,
       txQueues: queues,

@@ -3,11 +3,19 @@
  */
 import { SwitchError } from '../errors.ts';
 import { chooseWindowKind } from '../mem/selftest.ts';
-import { WindowPool } from '../mem/window.ts';
+import { type WindowHandle, WindowPool } from '../mem/window.ts';
 import type { Vdev } from '../port/vdev.ts';
 import { counterBlock, PORT_SLOTS } from '../stats/counters.ts';
-import { MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
-import type { Engine, ForwardConfig, NoisyConfig, PortInfo, PortStats, StreamStats } from './engine.ts';
+import { BURST_SIZE, MAX_FRAME_BYTES } from '../virtio-net/burst.ts';
+import {
+  DEFAULT_MADE,
+  type Engine,
+  type ForwardConfig,
+  type NoisyConfig,
+  type PortInfo,
+  type PortStats,
+  type StreamStats,
+} from './engine.ts';
 import { EnginePort } from './engine-port.ts';
 import { ForwardThread } from './forward-thread.ts';
 import type { PortPlan, RunPlan } from './letters.ts';
@@ -24,12 +32,8 @@ import { trafficReport } from './traffic/traffic-report.ts';
 export interface EngineOptions {
   /** what `--vdev` says of each port, in order */
   readonly vdevs: readonly Vdev[];
-  /** The ports that forward, in order. Default: all. */
-  readonly forwardPorts?: readonly number[] | undefined;
   /** Default paired. */
   readonly topology?: Topology;
-  /** false: what waits in receive queues at the start is forwarded, not thrown away. Default true. */
-  readonly flushRx?: boolean;
   /** Changes to it take effect at the next start. */
   readonly config: ForwardConfig;
   /** 'adaptive': threads without work sleep until something comes; 'busy': they never do. Default adaptive. */
@@ -40,8 +44,6 @@ export interface EngineOptions {
   readonly onWait?: (text: string) => void;
   /** Ends that waiting: `open` rejects. */
   readonly signal?: AbortSignal;
-  /** A forwarding thread has failed: nothing is forwarded any more. */
-  readonly onFatal: (error: Error) => void;
 }
 
 /** A stream with its counters on the main thread. */
@@ -60,14 +62,20 @@ export class ForwardEngine implements Engine {
   readonly #options: EngineOptions;
   readonly #pool = new WindowPool(chooseWindowKind().kind);
   readonly #ports: EnginePort[] = [];
-  readonly #threads: ForwardThread[] = [];
-  /** those that forward now */
+  /** Each has a window, as long as there is the engine. */
+  readonly #threads: (ForwardThread | undefined)[] = [];
+  readonly #threadWindows: WindowHandle[] = [];
+  /** those that forward now, and what they were given to do */
   #running: ForwardThread[] = [];
+  #plans: readonly RunPlan[] = [];
   #streams: readonly StreamEntry[] = [];
   #files: OpenTrafficFiles | undefined;
   /** starts so far */
   #runs = 0;
   #listeners: ((info: PortInfo) => void)[] = [];
+  #verbose = 0;
+  readonly #dumpListeners: ((text: string) => void)[] = [];
+  readonly #failureListeners: ((reason: string) => void)[] = [];
   #forwarding = false;
   #closing: Promise<void> | undefined;
 
@@ -121,7 +129,7 @@ export class ForwardEngine implements Engine {
 
   /** The ports that forward. */
   get #forwarders(): EnginePort[] {
-    return this.#options.forwardPorts?.map((n) => this.#port(n)) ?? this.#ports;
+    return this.config.ports?.map((n) => this.#port(n)) ?? this.#ports;
   }
 
   /** Queues of each port that are used. */
@@ -152,11 +160,34 @@ export class ForwardEngine implements Engine {
   }
 
   setPromiscuous(port: number, on: boolean): void {
-    this.#port(port).promiscuous = on;
+    const { device } = this.#port(port);
+    if (device.setPromiscuous !== undefined) device.setPromiscuous(on);
+    else if (!on) throw new SwitchError('NOT_SUPPORTED', 'Operation not supported');
+  }
+
+  setMtu(port: number, mtu: number): void {
+    const { device } = this.#port(port);
+    if (device.setMtu === undefined) throw new SwitchError('NOT_SUPPORTED', 'Operation not supported');
+    device.setMtu(mtu);
   }
 
   onLink(told: (info: PortInfo) => void): void {
     this.#listeners.push(told);
+  }
+
+  async setVerbose(level: number): Promise<number> {
+    const before = this.#verbose;
+    this.#verbose = level;
+    await this.#tell(() => ({ type: 'verbose', level }));
+    return before;
+  }
+
+  onDump(told: (text: string) => void): void {
+    this.#dumpListeners.push(told);
+  }
+
+  onFailure(told: (reason: string) => void): void {
+    this.#failureListeners.push(told);
   }
 
   async startPort(n: number): Promise<void> {
@@ -201,8 +232,8 @@ export class ForwardEngine implements Engine {
   }
 
   async #begin(txFirst: number): Promise<void> {
-    const { topology = 'paired', flushRx = true } = this.#options;
-    const { mode, cores } = this.config;
+    const { topology = 'paired' } = this.#options;
+    const { mode, cores, coreOrder, flushRx = true } = this.config;
     const ports = this.#forwarders;
     const queues = this.#queues(ports);
     for (const { device } of ports) await device.usePairs?.(queues);
@@ -212,7 +243,8 @@ export class ForwardEngine implements Engine {
       queues,
       threads: Math.max(1, cores),
     });
-    while (this.#threads.length < places.length) await this.#addThread();
+    const threads: ForwardThread[] = [];
+    for (let i = 0; i < places.length; i++) threads.push(await this.#thread(coreOrder?.[i] ?? i));
     const lcores = Math.min(places.length, queues);
     const entries: StreamEntry[] = [];
     this.#runs++;
@@ -222,8 +254,10 @@ export class ForwardEngine implements Engine {
       return this.#planOf(own, lcores);
     });
     this.#streams = entries.sort((a, b) => a.queue - b.queue || a.rxPort - b.rxPort);
-    this.#running = this.#threads.slice(0, places.length);
+    this.#running = threads;
+    this.#plans = plans;
     await this.#tell((t) => ({ type: 'prepare', plan: plans[t], flush: flushRx }));
+    await this.#tell(() => ({ type: 'verbose', level: this.#verbose }));
     if (txFirst > 0) await this.#tell(() => ({ type: 'first', bursts: txFirst }));
     await this.#tell(() => ({ type: 'go' }));
   }
@@ -244,7 +278,8 @@ export class ForwardEngine implements Engine {
 
   /** What one thread is to do. Of each port it has the queues q with q % lcores alike. */
   #planOf(streams: readonly StreamEntry[], lcores: number): RunPlan {
-    const { mode, retry, retryDelay, retryNum, burst, txpkts, noisy = QUIET } = this.config;
+    const { mode, retry, retryDelay, retryNum, burst, txpkts, noisy = QUIET, made = DEFAULT_MADE } = this.config;
+    const { recordBursts = false, recordCycles = false } = this.config;
     const numbers = [...new Set(streams.flatMap(({ rxPort, txPort }) => [rxPort, txPort]))];
     const ports = numbers.map((n): PortPlan => {
       const port = this.#ports[n];
@@ -260,6 +295,7 @@ export class ForwardEngine implements Engine {
         const local = Math.floor(queue / lcores);
         return {
           ...more,
+          queue,
           rxPort: numbers.indexOf(rxPort),
           txPort: numbers.indexOf(txPort),
           rxQueue: local,
@@ -268,7 +304,7 @@ export class ForwardEngine implements Engine {
           own: this.#ports[txPort].mac,
         };
       }),
-      settings: { mode, burst, txpkts: [...txpkts], noisy, ...this.#threadTraffic },
+      settings: { mode, burst, txpkts: [...txpkts], noisy, made, recordBursts, recordCycles, ...this.#threadTraffic },
       retry: retry ? { delay: retryDelay, times: retryNum } : undefined,
     };
   }
@@ -292,11 +328,35 @@ export class ForwardEngine implements Engine {
     return Uint8Array.from(mac.split(':'), (byte) => Number.parseInt(byte, 16));
   }
 
-  async #addThread(): Promise<void> {
-    const { poll = 'adaptive', cpus = [], onFatal } = this.#options;
-    const window = this.#pool.acquire();
-    const own = cpus.length > 0 ? cpus[this.#threads.length % cpus.length] : [];
-    this.#threads.push(await ForwardThread.start({ cpus: own, poll, window }, onFatal));
+  /** Thread `t`, which is started if there is none, or none that lives. */
+  async #thread(t: number): Promise<ForwardThread> {
+    const before = this.#threads[t];
+    if (before !== undefined && !before.dead) return before;
+    this.#threads[t] = undefined;
+    await before?.end();
+    const { poll = 'adaptive', cpus = [] } = this.#options;
+    this.#threadWindows[t] ??= this.#pool.acquire();
+    const own = cpus.length > 0 ? cpus[t % cpus.length] : [];
+    const onFailure = (reason: string) => {
+      for (const told of this.#failureListeners) told(`forwarding thread ${t}: ${reason}`);
+    };
+    const onDeath = ({ message }: Error) => {
+      this.#abandon(this.#running.indexOf(this.#threads[t] as ForwardThread));
+      onFailure(message);
+    };
+    const options = { cpus: own, poll, window: this.#threadWindows[t] };
+    const onDump = (text: string) => {
+      for (const told of this.#dumpListeners) told(text);
+    };
+    const thread = await ForwardThread.start(options, { onFailure, onDeath, onDump });
+    this.#threads[t] = thread;
+    return thread;
+  }
+
+  /** Number `i` of the running threads has gone without closing its ports. */
+  #abandon(i: number): void {
+    if (i < 0) return;
+    for (const { id, spec } of this.#plans[i].ports) this.#ports[id].device.abandoned?.(spec);
   }
 
   async #tell(command: (thread: number) => Parameters<ForwardThread['tell']>[0]): Promise<void> {
@@ -305,7 +365,7 @@ export class ForwardEngine implements Engine {
 
   async stop(): Promise<StreamStats[]> {
     if (!this.#forwarding) throw new SwitchError('NOT_FORWARDING', 'nothing is forwarded');
-    await this.#tell(() => ({ type: 'stop' }));
+    await Promise.all(this.#running.map((thread) => thread.tellLast({ type: 'stop' })));
     this.#running = [];
     for (const port of this.#ports) port.keepCounters();
     this.#forwarding = false;
@@ -323,6 +383,9 @@ export class ForwardEngine implements Engine {
         txRetries: at[STREAM_SLOTS.tx_retries],
         badIpChecksum: at[STREAM_SLOTS.bad_ip_checksum],
         badL4Checksum: at[STREAM_SLOTS.bad_l4_checksum],
+        busyNs: at[STREAM_SLOTS.busy_ns],
+        rxBursts: [...at.subarray(STREAM_SLOTS.rx_bursts, STREAM_SLOTS.rx_bursts + BURST_SIZE + 1)],
+        txBursts: [...at.subarray(STREAM_SLOTS.tx_bursts, STREAM_SLOTS.tx_bursts + BURST_SIZE + 1)],
       };
     });
   }
@@ -334,7 +397,7 @@ export class ForwardEngine implements Engine {
 
   async #close(): Promise<void> {
     this.#forwarding = false;
-    await Promise.all(this.#threads.map((thread) => thread.end()));
+    await Promise.all(this.#threads.map((thread) => thread?.end()));
     for (const { device } of this.#ports) await device.close();
     this.#files?.close();
   }

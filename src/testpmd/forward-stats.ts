@@ -20,6 +20,9 @@ export interface PortForwarded {
   readonly txRetries: number;
   readonly badIpChecksum: number;
   readonly badL4Checksum: number;
+  /** by their packets, where that is counted */
+  readonly rxBursts: readonly number[];
+  readonly txBursts: readonly number[];
 }
 
 /** What forwarding has done, as it is shown. */
@@ -33,10 +36,23 @@ interface Look {
   readonly streams: readonly StreamStats[];
 }
 
-const STREAM_COUNTS = ['rxPackets', 'txPackets', 'txDropped', 'txRetries', 'badIpChecksum', 'badL4Checksum'] as const;
+const STREAM_COUNTS = [
+  'rxPackets',
+  'txPackets',
+  'txDropped',
+  'txRetries',
+  'badIpChecksum',
+  'badL4Checksum',
+  'busyNs',
+] as const;
 
 const sum = <T>(items: readonly T[], count: (item: T) => number) =>
   items.reduce((total, item) => total + count(item), 0);
+
+/** Adds up, place by place. */
+const sumAll = (lists: readonly (readonly number[])[]) =>
+  (lists[0] ?? []).map((_, at) => sum(lists, (list) => list[at]));
+const less = (list: readonly number[], before: readonly number[]) => list.map((n, at) => n - before[at]);
 
 const sameStream = (a: StreamStats, b: StreamStats) =>
   a.rxPort === b.rxPort && a.rxQueue === b.rxQueue && a.txPort === b.txPort && a.txQueue === b.txQueue;
@@ -44,7 +60,7 @@ const sameStream = (a: StreamStats, b: StreamStats) =>
 export class ForwardStats {
   readonly #engine: Engine;
   /** the ports that take part */
-  readonly #ports: readonly number[];
+  #ports: readonly number[];
   #base: Look;
   /** the figures at the end; undefined while forwarding */
   #end: Look | undefined;
@@ -56,8 +72,9 @@ export class ForwardStats {
     this.#end = this.#base;
   }
 
-  /** Before forwarding starts, and before what is sent first. */
-  begin(): void {
+  /** Before forwarding between `ports` starts, and before what is sent first. */
+  begin(ports: readonly number[]): void {
+    this.#ports = ports;
     this.#base = this.#look([]);
     this.#end = undefined;
   }
@@ -92,7 +109,9 @@ export class ForwardStats {
     const before = this.#base.streams.find((one) => sameStream(one, stream));
     if (before === undefined) return stream;
     const counts = STREAM_COUNTS.map((name) => [name, stream[name] - before[name]]);
-    return { ...stream, ...Object.fromEntries(counts) };
+    const rxBursts = less(stream.rxBursts, before.rxBursts);
+    const txBursts = less(stream.txBursts, before.txBursts);
+    return { ...stream, ...Object.fromEntries(counts), rxBursts, txBursts };
   }
 
   #port(port: number, now: Look, streams: readonly StreamStats[]): PortForwarded {
@@ -110,6 +129,8 @@ export class ForwardStats {
       txRetries: sum(sent, (stream) => stream.txRetries),
       badIpChecksum: sum(received, (stream) => stream.badIpChecksum),
       badL4Checksum: sum(received, (stream) => stream.badL4Checksum),
+      rxBursts: sumAll(received.map(({ rxBursts }) => rxBursts)),
+      txBursts: sumAll(sent.map(({ txBursts }) => txBursts)),
     };
   }
 }

@@ -2,13 +2,16 @@
  * The entry of a forwarding thread: carries out the main thread's commands, and in between forwards.
  */
 import { type MessagePort, parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { SwitchError } from '../errors.ts';
+import { type BasicReport, CONTROL_POSTED, type Letter } from '../lcore/posted-thread.ts';
 import { openWindow, type WindowHandle, type WindowViews } from '../mem/window.ts';
 import type { DevicePort } from '../port/device-port.ts';
 import { pinThread } from '../sys/affinity.ts';
 import { drain, Epoll } from '../sys/eventfd.ts';
 import { RingStage } from '../virtio-net/ring-stage.ts';
 import { Forwarding } from './forwarding.ts';
-import { CONTROL_POSTED, type Command, type ForwardSetup, type Letter, type Report, type RunPlan } from './letters.ts';
+import { CONTROL_SHOWN, type Command, type Dumped, type Failed, type ForwardSetup, type RunPlan } from './letters.ts';
+import { PacketDump } from './packet-dump.ts';
 import { makePort } from './port-kinds.ts';
 import { Workshop } from './workshop.ts';
 
@@ -21,7 +24,7 @@ const MAX_SLEEP_MS = 1000;
 const setup = workerData as ForwardSetup;
 const mailbox = parentPort as MessagePort;
 const control = new Int32Array(setup.control);
-const report = (message: Report) => mailbox.postMessage(message);
+const report = (message: BasicReport<void> | Failed | Dumped) => mailbox.postMessage(message);
 const epoll = new Epoll();
 const ringStage = new RingStage();
 const windows: WindowViews[] = [];
@@ -30,6 +33,13 @@ const addWindow = (window: WindowHandle): WindowViews => {
   return windows[window.id];
 };
 const workshop = new Workshop(windows, addWindow(setup.window), ringStage.burst);
+
+let shown = 0;
+const waiting = () => (shown - Atomics.load(control, CONTROL_SHOWN)) | 0;
+const show = (text: string) => {
+  shown++;
+  report({ type: 'dumped', text });
+};
 
 let seen = 0;
 let ending = false;
@@ -70,6 +80,9 @@ function carryOut(command: Command): void {
     case 'go':
       running = prepared;
       return;
+    case 'verbose':
+      workshop.dump = command.level === 0 ? undefined : new PacketDump(command.level, waiting, show);
+      return;
     case 'stop':
       stop();
       return;
@@ -80,16 +93,22 @@ function carryOut(command: Command): void {
   }
 }
 
-/** Carries out what has been posted. A command that fails is answered with the error. */
+/** What is no error of this package's says what kind it is. */
+function reasonOf(error: unknown): string {
+  if (error instanceof SwitchError) return error.message;
+  return error instanceof Error ? `${error.name}: ${error.message}` : String(error);
+}
+
+/** Carries out what has been posted. A command that fails is answered with the reason. */
 function readMail(): void {
   seen = Atomics.load(control, CONTROL_POSTED);
   for (let mail = receiveMessageOnPort(mailbox); mail !== undefined; mail = receiveMessageOnPort(mailbox)) {
-    const { number, command } = mail.message as Letter;
+    const { epoch, command } = mail.message as Letter<Command>;
     try {
       carryOut(command);
-      report({ type: 'done', number });
+      report({ type: 'done', epoch });
     } catch (error) {
-      report({ type: 'done', number, error: error as Error });
+      report({ type: 'done', epoch, error: reasonOf(error) });
     }
   }
 }
@@ -102,7 +121,8 @@ function sleep(): void {
   drain(setup.wakeFd);
 }
 
-function run(): void {
+/** Forwards and carries out commands until the end. Throws what forwarding throws. */
+function work(): void {
   let idleSince = 0;
   let empty = 0;
   while (!ending) {
@@ -124,6 +144,19 @@ function run(): void {
     if (now - idleSince < IDLE_BEFORE_SLEEP_MS) continue;
     sleep();
     empty = 0;
+  }
+}
+
+/** The same: an error that nobody has foreseen ends what is forwarded, and not the thread. */
+function run(): void {
+  while (!ending) {
+    try {
+      work();
+    } catch (error) {
+      if (running === undefined) throw error;
+      report({ type: 'failed', reason: reasonOf(error) });
+      stop();
+    }
   }
 }
 

@@ -6,13 +6,14 @@ import { RecordedPort } from '../port/recorded-port.ts';
 import type { Mode, ModeSettings } from './modes/mode.ts';
 import { MODES } from './modes/table.ts';
 import { trafficMode } from './modes/traffic.ts';
-import { type Retry, Stream, type StreamPlan } from './stream.ts';
+import { type Retry, STREAM_SLOTS, Stream, type StreamPlan } from './stream.ts';
 import type { Workshop } from './workshop.ts';
 
 /** Turns with something to do after which ports may send what they hold back: about 100 µs. */
 const TURNS_PER_DRAIN = 64;
 /** How often ports take over what is counted elsewhere. */
 const TICK_MS = 1000;
+const NS_PER_MS = 1e6;
 /** Bursts of a queue that are thrown away at the start; what comes faster than that is forwarded. */
 const MAX_FLUSHED = 2048;
 
@@ -33,6 +34,7 @@ export class Forwarding {
   /** every port says by an eventfd when something comes */
   readonly #allWake: boolean;
   readonly #generates: boolean;
+  readonly #recordsCycles: boolean;
   #turns = 0;
   #tickedAt = 0;
 
@@ -46,12 +48,13 @@ export class Forwarding {
     burst.limit = settings.burst;
     this.#streams = streams.map((plan) => {
       const alone = streams.every((other) => other === plan || other.rxPort !== plan.rxPort);
-      return new Stream(plan, ports, workshop, retry, alone);
+      return new Stream(plan, ports, workshop, retry, alone, settings.recordBursts);
     });
     this.#modes = this.#streams.map(
       (stream) => trafficMode(stream, workshop, settings) ?? MODES[settings.mode](stream, workshop, settings),
     );
     this.#first = () => this.#streams.map((stream) => MODES.txonly(stream, workshop, settings));
+    this.#recordsCycles = settings.recordCycles;
     this.#generates = settings.mode === 'txonly' || settings.mode === 'flowgen';
     this.#allWake = ports.every(({ eventFds }) => eventFds.length > 0);
   }
@@ -75,10 +78,29 @@ export class Forwarding {
 
   /** One turn of every stream. @returns packets received or sent */
   turn(): number {
+    const packets = this.#recordsCycles ? this.#timedTurn() : this.#turn();
+    if (packets === 0 || ++this.#turns % TURNS_PER_DRAIN === 0) this.#drain();
+    return packets;
+  }
+
+  #turn(): number {
     const modes = this.#modes;
     let packets = 0;
     for (let i = 0; i < modes.length; i++) packets += modes[i].turn();
-    if (packets === 0 || ++this.#turns % TURNS_PER_DRAIN === 0) this.#drain();
+    return packets;
+  }
+
+  /** The same, with the time that each stream takes if it moves packets. */
+  #timedTurn(): number {
+    const modes = this.#modes;
+    let packets = 0;
+    for (let i = 0, from = performance.now(); i < modes.length; i++) {
+      const moved = modes[i].turn();
+      const now = performance.now();
+      if (moved > 0) this.#streams[i].counters[STREAM_SLOTS.busy_ns] += (now - from) * NS_PER_MS;
+      packets += moved;
+      from = now;
+    }
     return packets;
   }
 

@@ -1,15 +1,11 @@
 /**
- * What the engine's main thread and a forwarding thread tell each other: commands one way, answers the other. The thread looks at one
- * shared word a round; commands themselves come through a MessagePort.
+ * What the engine's main thread and a forwarding thread tell each other (posted-thread.ts): commands one way, answers the other.
  */
+import { type BasicSetup, CONTROL_POSTED } from '../lcore/posted-thread.ts';
 import type { WindowHandle } from '../mem/window.ts';
 import type { Vdev } from '../port/vdev.ts';
 import type { ModeSettings } from './modes/mode.ts';
 import type { Retry, StreamPlan } from './stream.ts';
-
-/** Word of the control block: commands posted so far. */
-export const CONTROL_POSTED = 0;
-export const CONTROL_WORDS = 1;
 
 /** A port of a thread. */
 export interface PortPlan {
@@ -37,23 +33,29 @@ export type Command =
   /** Sends so many bursts on every stream. */
   | { readonly type: 'first'; readonly bursts: number }
   | { readonly type: 'go' }
+  /** Shows packets, at this level: see packet-dump.ts. 0: none. */
+  | { readonly type: 'verbose'; readonly level: number }
   /** Closes the ports. */
   | { readonly type: 'stop' }
   | { readonly type: 'end' };
 
-export interface Letter {
-  readonly number: number;
-  readonly command: Command;
+/** What it tells beside that a command is done: an error that nobody has foreseen has ended what it forwarded, for the reason. */
+export interface Failed {
+  readonly type: 'failed';
+  readonly reason: string;
 }
 
-export type Report =
-  | { readonly type: 'ready' }
-  | { readonly type: 'done'; readonly number: number; readonly error?: Error };
+/** Lines about packets. The main thread counts those that it has shown in the control block. */
+export interface Dumped {
+  readonly type: 'dumped';
+  readonly text: string;
+}
 
-export interface ForwardSetup {
-  readonly control: SharedArrayBuffer;
-  /** eventfd that wakes the thread; the main thread's */
-  readonly wakeFd: number;
+/** Words of the control block, behind those of every thread that commands are posted to. */
+export const CONTROL_SHOWN = CONTROL_POSTED + 1;
+export const CONTROL_WORDS = CONTROL_SHOWN + 1;
+
+export interface ForwardSetup extends BasicSetup {
   /** CPUs to run on, or none for any */
   readonly cpus: readonly number[];
   readonly poll: 'adaptive' | 'busy';

@@ -16,6 +16,11 @@ export interface TestPort extends OpenedDevice<unknown> {
   readonly queueSize?: number;
   /** Uses its first `n` queues, while no thread has a port of it; 0: none, the port is stopped. */
   usePairs?(n: number): Promise<void>;
+  /** Frames of more bytes behind the Ethernet header, and a tag, are not sent; up to `maxMtu`. Of ports made from then on. */
+  setMtu?(mtu: number): void;
+  readonly maxMtu?: number;
+  /** The thread that had a port made from `spec` has gone without closing it. */
+  abandoned?(spec: unknown): void;
 }
 
 /** What opening a port takes. */

@@ -1,6 +1,7 @@
 /**
  * testpmd from the banner to the last line: commands of a file first, then the prompt, or forwarding until it is told to stop.
  */
+import { SwitchError } from '../errors.ts';
 import { runLine } from './commands.ts';
 import type { Engine } from './engine.ts';
 import { runPrompt, Screen, type Terminal } from './prompt.ts';
@@ -22,8 +23,8 @@ export interface ProgramOptions extends Omit<SessionOptions, 'say' | 'now'> {
 const CLEAR_SCREEN = '\x1b[2J\x1b[1;1H';
 
 /**
- * Runs until the end of what the user wants, or until `stopped`, which rejects when packets can no longer be forwarded; the engine is
- * closed at any rate. Throws that, and what the engine throws otherwise than for a command, which says it.
+ * Runs until the end of what the user wants, or until `stopped`; the engine is closed at any rate. Throws LCORE_STOPPED if without a
+ * prompt packets can no longer be forwarded, and what the engine throws otherwise than for a command, which says it.
  */
 export async function runTestpmd(
   engine: Engine,
@@ -68,6 +69,10 @@ async function forward(
   stopped: Promise<unknown>,
 ): Promise<void> {
   session.say('No commandline core given, start packet forwarding');
+  const failed = Promise.withResolvers<never>();
+  // it may fail while nobody waits for it yet
+  failed.promise.catch(() => {});
+  session.engine.onFailure((reason) => failed.reject(new SwitchError('LCORE_STOPPED', reason)));
   await session.start(txFirst);
   const { promise: enter, resolve } = Promise.withResolvers<void>();
   input.once('data', () => resolve());
@@ -81,7 +86,7 @@ async function forward(
   };
   const timer = statsPeriod > 0 ? setInterval(show, statsPeriod * 1000) : undefined;
   try {
-    await Promise.race([enter, stopped]);
+    await Promise.race([enter, stopped, failed.promise]);
   } finally {
     clearInterval(timer);
     input.pause();

@@ -53,7 +53,7 @@ export class Screen {
   }
 }
 
-/** Reads and does commands until `quit`, the end of the input, Ctrl-C on an empty line, or `stopped`; throws what that throws. */
+/** Reads and does commands until `quit`, the end of the input, Ctrl-C on an empty line, or `stopped`. */
 export async function runPrompt(
   session: Session,
   screen: Screen,
@@ -84,7 +84,7 @@ export async function runPrompt(
     told = true;
     readline.close();
   };
-  void stopped.then(end, end);
+  void stopped.then(end);
   const lines = readline[Symbol.asyncIterator]();
   while (!(closed && terminal)) {
     screen.prompt(readline);
@@ -98,5 +98,4 @@ export async function runPrompt(
   }
   if (!session.quitting) screen.write('\n');
   readline.close();
-  if (told) await stopped;
 }

@@ -3,7 +3,7 @@
  * Figures that mean nothing here are left out, as whole lines.
  */
 import { kindOfVdev } from '../port/vdev.ts';
-import type { ForwardConfig, PortInfo, PortStats } from './engine.ts';
+import { DEFAULT_MADE, type ForwardConfig, type PortInfo, type PortStats } from './engine.ts';
 import type { Forwarded, PortForwarded } from './forward-stats.ts';
 import type { StreamPlace } from './topology.ts';
 
@@ -93,13 +93,17 @@ const receivedLine = (packets: number, dropped: number) =>
 const sentLine = (packets: number, dropped: number) =>
   `  TX-packets: ${left(packets, 14)} TX-dropped: ${left(dropped, 14)}TX-total: ${packets + dropped}`;
 
+/** What `forwardStatistics` shows beside packets, and what they are called after. */
+export type Shown = Pick<ForwardConfig, 'mode' | 'recordBursts' | 'recordCycles'>;
+
 /** `show fwd stats`, and what `stop` says. Begins with an empty line. */
-export function forwardStatistics({ ports, streams }: Forwarded, checksums: boolean): string {
+export function forwardStatistics({ ports, streams }: Forwarded, shown: Shown): string {
+  const checksums = shown.mode === 'csum';
   const total = (count: (row: PortForwarded) => number) => ports.reduce((sum, row) => sum + count(row), 0);
   const noMbuf = total((row) => row.rxNoMbuf);
   const blocks = [
     ...(streams.length > ports.length ? streamBlocks(streams, checksums) : []),
-    ...ports.map((row) => portBlock(row, checksums)),
+    ...ports.map((row) => portBlock(row, shown)),
     `\n${border('+', 15, 'Accumulated forward statistics for all ports')}`,
     receivedLine(
       total((row) => row.rxPackets),
@@ -111,11 +115,47 @@ export function forwardStatistics({ ports, streams }: Forwarded, checksums: bool
     ),
     ...(noMbuf > 0 ? [`  RX-nombufs: ${left(noMbuf, 14)}`] : []),
     `  ${'+'.repeat(76)}`,
+    ...(shown.recordCycles === true ? cycles(streams, shown) : []),
   ];
   return blocks.join('\n');
 }
 
-function portBlock(row: PortForwarded, checksums: boolean): string {
+/** Here a cycle is a nanosecond: the time is taken from the clock. */
+const CLOCK_MHZ = 1000;
+
+function cycles(streams: Forwarded['streams'], { mode }: Shown): string[] {
+  const sends = mode === 'txonly' || mode === 'flowgen';
+  const packets = streams.reduce((sum, { rxPackets, txPackets }) => sum + (sends ? txPackets : rxPackets), 0);
+  if (packets === 0) return [];
+  const total = streams.reduce((sum, { busyNs }) => sum + Math.round(busyNs), 0);
+  const counts = `total cycles=${total} / total ${mode} packets=${packets}`;
+  return [`\n  CPU cycles/packet=${(total / packets).toFixed(2)} (${counts}) at ${CLOCK_MHZ} MHz Clock`];
+}
+
+/** How long bursts were: empty ones, the two lengths that there were most of, and all others. Nothing where there were none. */
+function burstLine(way: 'RX' | 'TX', bursts: readonly number[]): string[] {
+  const total = bursts.reduce((sum, count) => sum + count, 0);
+  if (total === 0) return [];
+  const byCount = bursts.map((count, packets) => ({ count, packets })).slice(1);
+  const shown = [{ count: bursts[0], packets: 0 }, ...byCount.toSorted((a, b) => b.count - a.count).slice(0, 2)];
+  const parts: string[] = [];
+  let [seen, percents] = [0, 0];
+  for (const { count, packets } of shown) {
+    seen += count;
+    if (seen === total) {
+      parts.push(`${100 - percents}% of ${packets} pkts`);
+      break;
+    }
+    const percent = Math.floor((100 * count) / total);
+    percents += percent;
+    parts.push(`${percent}% of ${packets} pkts`);
+  }
+  if (seen < total) parts.push(`${100 - percents}% of other`);
+  return [`  ${way}-bursts : ${total} [${parts.join(' + ')}]`];
+}
+
+function portBlock(row: PortForwarded, { mode, recordBursts = false }: Shown): string {
+  const checksums = mode === 'csum';
   const title = `Forward statistics for port ${left(row.port, 2)} `;
   const lines = [
     `\n${border('-', 22, title)}`,
@@ -126,6 +166,7 @@ function portBlock(row: PortForwarded, checksums: boolean): string {
       : []),
     sentLine(row.txPackets, row.txDropped),
     ...(row.txRetries > 0 ? [`  TX-retries: ${row.txRetries}`] : []),
+    ...(recordBursts ? [...burstLine('RX', row.rxBursts), ...burstLine('TX', row.txBursts)] : []),
     `  ${'-'.repeat(76)}`,
   ];
   return lines.join('\n');
@@ -187,7 +228,9 @@ export function queueConfig({ config, ports, lcores }: ForwardPlan, infos: reado
       `  port ${port}: RX queue number: ${rxQueues} Tx queue number: ${txQueues}`,
       ...['RX', 'TX'].flatMap((way) => [`    ${way} queue: 0`, `      ${way} desc=${descriptors}`]),
     ]);
+  const flows = ports.map((port) => `  number of flows for port ${port}: ${(config.made ?? DEFAULT_MADE).flows}`);
   return [
+    ...(mode === 'flowgen' && config.traffic?.plan === undefined ? flows : []),
     `  ${modeText(config)} packets/burst=${burst}`,
     ...(makesPackets ? [`  packet len=${bytes} - nb packet segments=${txpkts.length}`] : []),
     `  nb forwarding cores=${lcores.length} - nb forwarding ports=${ports.length}`,

@@ -22,8 +22,6 @@ import { planStreams, type StreamPlace, type Topology } from './topology.ts';
 export const MAX_BURST = 32;
 
 export interface SessionOptions {
-  /** The ports that forward, in order. Default: all. */
-  readonly forwardPorts?: readonly number[] | undefined;
   readonly topology: Topology;
   /** numbers of the lcores that may forward */
   readonly lcores: readonly number[];
@@ -44,7 +42,8 @@ export type PortChoice = number | 'all';
 export class Session {
   readonly engine: Engine;
   readonly say: (text: string) => void;
-  readonly #ports: readonly number[];
+  /** the ports that were chosen last, of which the first ones may forward */
+  configuredPorts: readonly number[];
   readonly #options: SessionOptions;
   readonly #now: () => bigint;
   readonly #stats: ForwardStats;
@@ -57,9 +56,27 @@ export class Session {
     this.say = options.say;
     this.#options = options;
     this.#now = options.now ?? process.hrtime.bigint;
-    this.#ports = options.forwardPorts ?? engine.ports().map(({ port }) => port);
-    this.#stats = new ForwardStats(engine, this.#ports);
+    this.configuredPorts = this.ports;
+    this.#stats = new ForwardStats(engine, this.ports);
     engine.onLink((info) => this.say(linkChange(info)));
+    engine.onDump(this.say);
+    engine.onFailure((reason) =>
+      this.say(`Packet forwarding failed, ${reason}\nIts streams have ended: stop, and start again`),
+    );
+  }
+
+  /** The ports that forward, in order. */
+  get ports(): readonly number[] {
+    return this.config.ports ?? this.engine.ports().map(({ port }) => port);
+  }
+
+  get topology(): Topology {
+    return this.#options.topology;
+  }
+
+  /** Numbers of the lcores that may forward. */
+  get lcores(): readonly number[] {
+    return this.#options.lcores;
   }
 
   get config(): ForwardConfig {
@@ -101,14 +118,14 @@ export class Session {
   /** @param txFirst bursts to send on every port before */
   async start(txFirst: number): Promise<void> {
     if (this.engine.forwarding) return this.say('Packet forwarding already started');
-    const stopped = this.engine.ports().filter(({ port, started }) => this.#ports.includes(port) && !started);
+    const stopped = this.engine.ports().filter(({ port, started }) => this.ports.includes(port) && !started);
     if (stopped.length > 0) {
       const names = stopped.map(({ port }) => port).join(', ');
       return this.say(`Not all ports were started: ${names} ${stopped.length > 1 ? 'are' : 'is'} stopped`);
     }
     this.showForwardConfig();
     this.showQueueConfig();
-    this.#stats.begin();
+    this.#stats.begin(this.ports);
     await this.engine.start(txFirst);
   }
 
@@ -139,7 +156,7 @@ export class Session {
     const chosen = this.portsOf(choice);
     if (chosen.length === 0) return;
     this.say('Stopping ports...');
-    const busy = chosen.filter(({ port }) => this.engine.forwarding && this.#ports.includes(port));
+    const busy = chosen.filter(({ port }) => this.engine.forwarding && this.ports.includes(port));
     for (const { port } of chosen) {
       if (busy.some((one) => one.port === port)) {
         this.say(`Please remove port ${port} from forwarding configuration.`);
@@ -162,17 +179,13 @@ export class Session {
     }
   }
 
-  setEthPeer(port: number, mac: string): void {
-    if (this.portsOf(port).length > 0) this.config.ethPeers.set(port, mac);
+  async setVerbose(level: number): Promise<void> {
+    const before = await this.engine.setVerbose(level);
+    this.say(`Change verbose level from ${before} to ${level}`);
   }
 
-  setCores(count: number): void {
-    const { length } = this.#options.lcores;
-    if (count > length) this.say(`nb fwd cores ${count} > ${length} (max. number of configured lcores) - ignored`);
-    else {
-      this.config.cores = count;
-      this.say(`Number of forwarding cores set to ${count}`);
-    }
+  setEthPeer(port: number, mac: string): void {
+    if (this.portsOf(port).length > 0) this.config.ethPeers.set(port, mac);
   }
 
   showPortInfo(choice: PortChoice): void {
@@ -205,7 +218,7 @@ export class Session {
   }
 
   showForwardStats(): void {
-    this.say(forwardStatistics(this.#stats.forwarded, this.config.mode === 'csum'));
+    this.say(forwardStatistics(this.#stats.forwarded, this.config));
   }
 
   /** What became of the packets that were verified, if any were. */
@@ -260,17 +273,21 @@ export class Session {
 
   #plan(): ForwardPlan {
     const { config } = this;
-    const infos = this.engine.ports().filter(({ port }) => this.#ports.includes(port));
+    const infos = this.engine.ports().filter(({ port }) => this.ports.includes(port));
     const queues = Math.min(...infos.map(({ rxQueues, txQueues }) => Math.min(rxQueues, txQueues)));
     const topology = config.mode === 'icmpecho' ? 'loop' : this.#options.topology;
-    const planned = planStreams({ ports: this.#ports, topology, queues, threads: config.cores });
-    const lcores = planned.map((streams, i) => ({ lcore: this.#options.lcores[i], streams: this.#inOrder(streams) }));
-    return { config, ports: this.#ports, lcores };
+    const planned = planStreams({ ports: this.ports, topology, queues, threads: config.cores });
+    const { coreOrder } = config;
+    const lcores = planned.map((streams, i) => ({
+      lcore: this.#options.lcores[coreOrder?.[i] ?? i],
+      streams: this.#inOrder(streams),
+    }));
+    return { config, ports: this.ports, lcores };
   }
 
   /** As DPDK lists streams: the first queues of all ports first. */
   #inOrder(streams: readonly StreamPlace[]): StreamPlace[] {
-    const place = ({ queue, rxPort }: StreamPlace) => queue * this.#ports.length + this.#ports.indexOf(rxPort);
+    const place = ({ queue, rxPort }: StreamPlace) => queue * this.ports.length + this.ports.indexOf(rxPort);
     return streams.toSorted((a, b) => place(a) - place(b));
   }
 

@@ -14,8 +14,13 @@ export const STREAM_SLOTS = {
   tx_retries: 3,
   bad_ip_checksum: 4,
   bad_l4_checksum: 5,
+  /** where that is recorded: ns of the turns that have moved packets */
+  busy_ns: 6,
+  /** and bursts by their packets, 0 to 32 */
+  rx_bursts: 7,
+  tx_bursts: 7 + BURST_SIZE + 1,
 } as const;
-const STREAM_COUNTERS = 6;
+const STREAM_COUNTERS = STREAM_SLOTS.tx_bursts + BURST_SIZE + 1;
 export const streamCounters = () => new SharedArrayBuffer(8 * STREAM_COUNTERS);
 
 /** The document's wait and retry: after so many µs what was not taken is offered again, so many times at most. */
@@ -33,6 +38,8 @@ export interface StreamPlan {
   /** of the thread's queues of these ports */
   readonly rxQueue: number;
   readonly txQueue: number;
+  /** what the queues are called; default: `rxQueue` */
+  readonly queue?: number;
   /** addresses that frames get: of the peer behind the transmitting port, and of that port */
   readonly peer: Uint8Array;
   readonly own: Uint8Array;
@@ -52,9 +59,6 @@ function spin(us: number): void {
   while (performance.now() < until);
 }
 
-/** All packets of a burst, in order. */
-const ALL = Int32Array.from({ length: BURST_SIZE }, (_, i) => i);
-
 export class Stream {
   readonly plan: StreamPlan;
   readonly rx: DevicePort;
@@ -66,7 +70,9 @@ export class Stream {
   /** queues that are received from by turns; 0 for the plan's alone */
   readonly #turns: number;
   readonly #txQueue: number;
+  readonly #queue: number;
   readonly #retry: Retry | undefined;
+  readonly #recordBursts: boolean;
 
   /** @param alone no other stream receives from the port: all its queues on this thread are this one's */
   constructor(
@@ -75,7 +81,9 @@ export class Stream {
     workshop: Workshop,
     retry: Retry | undefined,
     alone = false,
+    recordBursts = false,
   ) {
+    this.#recordBursts = recordBursts;
     this.plan = plan;
     this.rx = ports[plan.rxPort];
     this.tx = ports[plan.txPort];
@@ -85,6 +93,7 @@ export class Stream {
     this.#rxQueue = plan.rxQueue;
     this.#turns = alone && this.rx.queues > 1 ? this.rx.queues : 0;
     this.#txQueue = plan.txQueue;
+    this.#queue = plan.queue ?? plan.rxQueue;
     this.#retry = retry;
   }
 
@@ -92,9 +101,11 @@ export class Stream {
   receive(): number {
     if (this.#turns > 0) this.#rxQueue = (this.#rxQueue + 1) % this.#turns;
     const n = this.rx.receive(this.#rxQueue);
+    if (this.#recordBursts) this.counters[STREAM_SLOTS.rx_bursts + n]++;
     if (n === 0) return 0;
     this.counters[STREAM_SLOTS.rx_packets] += n;
     this.#workshop.restoreTags();
+    this.#workshop.dump?.received(this.#workshop, this.rx.id, this.#turns > 0 ? this.#rxQueue : this.#queue);
     return n;
   }
 
@@ -112,7 +123,7 @@ export class Stream {
 
   /** Sends the whole burst. @returns packets sent, from the first on */
   sendAll(): number {
-    return this.send(ALL, this.burst.count);
+    return this.send(this.burst.all, this.burst.count);
   }
 
   /** Sends packets list[0] … list[n − 1]; with retry what is not taken is offered again. @returns packets sent, from the first on */
@@ -129,8 +140,10 @@ export class Stream {
         sent += tx.transmit(list, sent, n);
       }
     }
+    if (this.#recordBursts) counters[STREAM_SLOTS.tx_bursts + sent]++;
     counters[STREAM_SLOTS.tx_packets] += sent;
     counters[STREAM_SLOTS.tx_dropped] += n - sent;
+    this.#workshop.dump?.sent(this.#workshop, tx.id, this.#queue, list, sent);
     return sent;
   }
 }

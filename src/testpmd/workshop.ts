@@ -21,12 +21,22 @@ export const HEADER_ROOM = 256;
 
 const NO_CUTS = new Int32Array(BURST_SIZE);
 
+/** Sees what is received and sent. */
+export interface BurstWatch {
+  /** The burst has arrived. */
+  received(workshop: Workshop, port: number, queue: number): void;
+  /** Packets list[0] … list[n − 1] have been sent. */
+  sent(workshop: Workshop, port: number, queue: number, list: Int32Array, n: number): void;
+}
+
 export class Workshop {
   /** by id */
   readonly windows: readonly WindowViews[];
   /** the thread's own window */
   readonly own: WindowViews;
   readonly burst: Burst;
+  /** shows packets, if that is asked for */
+  dump: BurstWatch | undefined;
   readonly #copyStage = new CopyStage();
   readonly #fronts: FrontStage;
   #frames = FRAMES_OFF;

@@ -69,6 +69,9 @@ export const BPF_ATTR_LINK_CREATE = layout('bpf_attr', {
   flags: 'u32',
 });
 
+/** In `prog_flags`: the program may be given frames of several pieces. */
+export const BPF_F_XDP_HAS_FRAGS = 32;
+
 /** What an XDP program is given; `data` and `data_end` are read as 32 bits and are pointers then. */
 export const XDP_MD = layout('xdp_md', {
   data: 'u32',

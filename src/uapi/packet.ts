@@ -66,6 +66,7 @@ export const TP_STATUS_VLAN_TPID_VALID = 0x40;
 
 /** Socket options of level SOL_PACKET. */
 export const PACKET_ADD_MEMBERSHIP = 1;
+export const PACKET_DROP_MEMBERSHIP = 2;
 export const PACKET_RX_RING = 5;
 export const PACKET_STATISTICS = 6;
 export const PACKET_COPY_THRESH = 7;

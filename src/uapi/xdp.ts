@@ -28,6 +28,11 @@ export const XDP_SHARED_UMEM = 1;
 export const XDP_COPY = 2;
 export const XDP_ZEROCOPY = 4;
 export const XDP_USE_NEED_WAKEUP = 8;
+/** A frame may lie in several chunks: XDP_PKT_CONTD. */
+export const XDP_USE_SG = 16;
+
+/** In a descriptor's options: the frame goes on in the next one. */
+export const XDP_PKT_CONTD = 1;
 
 /** In a ring's flags: the kernel must be told of what is new in it. */
 export const XDP_RING_NEED_WAKEUP = 1;

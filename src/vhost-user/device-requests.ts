@@ -14,7 +14,7 @@ import {
 } from '../uapi/vhost-user.ts';
 import { hasFeature, VIRTIO_F_ACCESS_PLATFORM } from '../uapi/virtio.ts';
 import type { VhostDevice } from '../vhost/vhost-device.ts';
-import { EMPTY, type Message, protocolError, U64 } from './message.ts';
+import { EMPTY, type Message, protocolError, type Subject, U64 } from './message.ts';
 import { CONFIG, type ConfigPayload, IOTLB, type IotlbPayload } from './payloads.ts';
 import { ask, type Session, tell } from './session.ts';
 
@@ -40,13 +40,18 @@ async function iotlbMessage({ device, features }: Session, iotlb: IotlbPayload, 
   if (!hasFeature(features, VIRTIO_F_ACCESS_PLATFORM)) {
     throw protocolError('PROTOCOL_NOT_SUPPORTED', request, 'ACCESS_PLATFORM was not negotiated');
   }
-  if (iotlb.type === VHOST_IOTLB_UPDATE) await updateIotlb(device, request, iotlb);
-  else if (iotlb.type === VHOST_IOTLB_INVALIDATE) await invalidateIotlb(device, iotlb);
-  else throw protocolError('PROTOCOL_VALUE', request, `type ${iotlb.type}, must be 2 (update) or 3 (invalidate)`);
+  await changeIotlb(device, request, iotlb);
   return 0n;
 }
 
-async function updateIotlb(device: VhostDevice, request: number, { iova, size, userAddr, permissions }: IotlbPayload) {
+/** Does what an update or an invalidation says. Throws ProtocolError about `request`. */
+export async function changeIotlb(device: VhostDevice, request: Subject, iotlb: IotlbPayload): Promise<void> {
+  if (iotlb.type === VHOST_IOTLB_UPDATE) await updateIotlb(device, request, iotlb);
+  else if (iotlb.type === VHOST_IOTLB_INVALIDATE) await invalidateIotlb(device, iotlb);
+  else throw protocolError('PROTOCOL_VALUE', request, `type ${iotlb.type}, must be 2 (update) or 3 (invalidate)`);
+}
+
+async function updateIotlb(device: VhostDevice, request: Subject, { iova, size, userAddr, permissions }: IotlbPayload) {
   const text = `0x${size.toString(16)} bytes at 0x${iova.toString(16)}, at 0x${userAddr.toString(16)} for the front end`;
   if (size === 0n || iova + size > ADDRESS_LIMIT || userAddr + size > ADDRESS_LIMIT) {
     throw protocolError('PROTOCOL_ADDRESS', request, `${text}: must not be empty nor end beyond 2^53`);

@@ -2,7 +2,7 @@
  * What is wrong with the guest memory a front end describes, before anything is mapped.
  * @see QEMU docs/interop/vhost-user.rst "Memory region description"
  */
-import { protocolError, type RegionPayload } from './message.ts';
+import { protocolError, type RegionPayload, type Subject } from './message.ts';
 
 const LIMIT = 2 ** 53;
 
@@ -11,10 +11,10 @@ const where = ({ guestAddr, size }: RegionPayload) => `guest address ${hex(guest
 
 /**
  * Fails if a region of `added` is empty, ends beyond 2⁵³, or overlaps another of `added` or of `present`, as the guest or
- * as the front end addresses it. Throws ProtocolError about request number `request`.
+ * as the front end addresses it. Throws ProtocolError about `request`.
  */
 export function checkRegions(
-  request: number,
+  request: Subject,
   present: readonly RegionPayload[],
   added: readonly RegionPayload[],
 ): void {
@@ -26,7 +26,7 @@ export function checkRegions(
   }
 }
 
-function checkRegion(request: number, region: RegionPayload): void {
+function checkRegion(request: Subject, region: RegionPayload): void {
   const { guestAddr, size, frontendAddr, fileOff } = region;
   if (size === 0) throw protocolError('PROTOCOL_MEMORY', request, `the region at ${where(region)} is empty`);
   if (Math.max(guestAddr, frontendAddr, fileOff) + size > LIMIT) {
@@ -34,7 +34,7 @@ function checkRegion(request: number, region: RegionPayload): void {
   }
 }
 
-function checkApart(request: number, a: RegionPayload, b: RegionPayload): void {
+function checkApart(request: Subject, a: RegionPayload, b: RegionPayload): void {
   const guestApart = a.guestAddr + a.size <= b.guestAddr || b.guestAddr + b.size <= a.guestAddr;
   const frontendApart = a.frontendAddr + a.size <= b.frontendAddr || b.frontendAddr + b.size <= a.frontendAddr;
   if (guestApart && frontendApart) return;

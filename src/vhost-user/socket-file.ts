@@ -92,7 +92,7 @@ function removeStale(path: string): void {
 }
 
 /** A user's or group's number, from its name where that is given. */
-function idOf(who: number | string, file: string, kind: string): number {
+export function idOf(who: number | string, file: string, kind: string): number {
   if (typeof who === 'number') return who;
   for (const line of readFileSync(file, 'utf8').split('\n')) {
     const [name, , id] = line.split(':');

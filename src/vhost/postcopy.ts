@@ -23,9 +23,9 @@
  * @see vhost-user "Migration", POSTCOPY_ADVISE, POSTCOPY_LISTEN, POSTCOPY_END
  */
 import { closeSync } from 'node:fs';
+import { duplicateFd } from '../sys/descriptor.ts';
 import {
   type AddressRange,
-  duplicateFd,
   forbidHugePages,
   openUserfaultfd,
   registerMissing,

@@ -2,7 +2,7 @@
  * Stage 3 of a packet's way: reserves the driver's buffers for some packets of a burst, copies them there straight from the
  * source's memory, publishes them at once and notifies once.
  */
-import { CopyStage, MAX_COPY_ENTRIES } from '../mem/copy-stage.ts';
+import { CopyList } from '../mem/copy-list.ts';
 import type { DirtyLog } from '../mem/dirty-log.ts';
 import type { WindowViews } from '../mem/window.ts';
 import { VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_MRG_RXBUF } from '../uapi/virtio-net.ts';
@@ -33,7 +33,7 @@ const { off: HDR } = VIRTIO_NET_HDR_MRG_RXBUF;
 /** A thread's means to enqueue packets of its burst: scratch that is made once, and what the last call did. */
 export class Enqueuer {
   readonly #ringStage: RingStage;
-  readonly #copyStage = new CopyStage();
+  readonly #copies: CopyList;
   readonly #offload: OffloadStage;
   readonly #windows: readonly WindowViews[];
   /** one frame that the offload stage has made */
@@ -46,10 +46,6 @@ export class Enqueuer {
   readonly #header = new Uint8Array(HEADER_BYTES);
   /** packets not delivered by the last call, by reason */
   readonly drops = new Int32Array(DROPS);
-  /** entries waiting in the copy list, and the windows they go between */
-  #entries = 0;
-  #src = -1;
-  #dst = -1;
   /** slots filled but not published */
   #filled = 0;
   /** the ring has been looked at again for want of buffers: once a call is enough */
@@ -60,6 +56,7 @@ export class Enqueuer {
     this.#ringStage = ringStage;
     this.#offload = offload;
     this.#windows = windows;
+    this.#copies = new CopyList(windows);
   }
 
   /**
@@ -94,7 +91,7 @@ export class Enqueuer {
         delivered++;
       }
     }
-    this.#flush();
+    this.#copies.flush();
     this.#offload.reset();
     vring.count(burst.tally);
     if (this.#filled > 0) {
@@ -142,7 +139,7 @@ export class Enqueuer {
     const offload = this.#offload;
     let n = offload.convertPacket(this.#windows, burst, packet);
     if (n === OFFLOAD_FULL) {
-      this.#flush();
+      this.#copies.flush();
       offload.reset();
       n = offload.convertPacket(this.#windows, burst, packet);
     }
@@ -157,30 +154,6 @@ export class Enqueuer {
       tallyPacket(burst, packet, offload.len[frame]);
     }
     return DELIVERED;
-  }
-
-  /** Makes copies go from window `src` to window `dst` from now on. */
-  #turnTo(src: number, dst: number): void {
-    if (src === this.#src && dst === this.#dst && this.#entries < MAX_COPY_ENTRIES) return;
-    this.#flush();
-    this.#src = src;
-    this.#dst = dst;
-  }
-
-  #flush(): void {
-    if (this.#entries === 0) return;
-    this.#copyStage.flush(this.#windows[this.#src], this.#windows[this.#dst], this.#entries);
-    this.#entries = 0;
-  }
-
-  /** Lists one copy. */
-  #copy(src: number, srcOff: number, dst: number, dstOff: number, len: number): void {
-    this.#turnTo(src, dst);
-    const { list } = this.#copyStage;
-    const at = 3 * this.#entries++;
-    list[at] = srcOff;
-    list[at + 1] = dstOff;
-    list[at + 2] = len;
   }
 
   /**
@@ -224,7 +197,7 @@ export class Enqueuer {
 
   /** Marks the first `need` bytes of the buffers listed in `#buffers`, once they have been written. */
   #mark(log: DirtyLog, need: number): void {
-    this.#flush();
+    this.#copies.flush();
     const { window, off, len } = this.#buffers;
     let left = need;
     for (let b = 0; left > 0; b++) {
@@ -280,7 +253,7 @@ export class Enqueuer {
           off = buffers.off[b];
         }
         const part = Math.min(left, room);
-        this.#copy(segments.window[s], from, buffers.window[b], off, part);
+        this.#copies.add(segments.window[s], from, buffers.window[b], off, part);
         from += part;
         off += part;
         left -= part;

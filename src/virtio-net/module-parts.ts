@@ -23,12 +23,14 @@ export const leaveUnless = (...condition: Code[]): Code[] => [...condition, op.e
 export const leaveIf = (...condition: Code[]): Code[] => [...condition, op.leaveIf(1)];
 export const times = (local: number, log2: number): Code[] => [get(local), op.const(log2), op.shl];
 
-/** Numbers the locals: parameters first. */
+/** Numbers the locals: parameters first. Throws for a name that is there twice. */
 export function locals<P extends string, L extends string>(
   params: readonly P[],
   others: readonly L[],
 ): Record<P | L, number> {
-  return Object.fromEntries([...params, ...others].map((name, i) => [name, i])) as Record<P | L, number>;
+  const names = [...params, ...others];
+  if (new Set(names).size < names.length) throw new RangeError(`two locals of one name among ${names.join(', ')}`);
+  return Object.fromEntries(names.map((name, i) => [name, i])) as Record<P | L, number>;
 }
 
 /** What every function is told of the chunk at hand, and of the device header. */

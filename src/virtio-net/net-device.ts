@@ -10,7 +10,7 @@ import type { DeviceModel, Postcopy } from '../vhost/device-model.ts';
 import { VirtioDevice, type VirtioDeviceEvents } from '../vhost/virtio-device.ts';
 import type { NetDatapath } from './net-datapath.ts';
 import { type NetFeatureOptions, offeredNetFeatures } from './net-features.ts';
-import { decodeNetState, encodeNetState } from './net-state.ts';
+import { decodeNetState, encodeNetState, type GuestAddress } from './net-state.ts';
 import { rarpFrame } from './rarp.ts';
 
 /** §5.1.4.1: an MTU that a device may have. */
@@ -33,10 +33,10 @@ export interface NetDeviceOptions extends NetFeatureOptions {
   readonly mtu?: number | undefined;
   /** Mbit/s, for the config space; default unknown */
   readonly speed?: number | undefined;
-  /** The addresses that the switch has learned on the port, 6 bytes each: part of what migrates. */
-  readonly knownMacs?: (() => Promise<readonly Uint8Array[]> | readonly Uint8Array[]) | undefined;
+  /** The addresses that the switch has learned on the port: part of what migrates. */
+  readonly knownAddresses?: (() => Promise<readonly GuestAddress[]> | readonly GuestAddress[]) | undefined;
   /** The addresses that the switch which the guest comes from had learned. The load has ended when the promise resolves. */
-  readonly onMacs?: ((macs: readonly Uint8Array[]) => Promise<void> | void) | undefined;
+  readonly onAddresses?: ((addresses: readonly GuestAddress[]) => Promise<void> | void) | undefined;
   /** Opens a userfaultfd; without it postcopy migration is not on offer. */
   readonly createPostcopy?: (() => Postcopy) | undefined;
 }
@@ -113,21 +113,21 @@ class NetModel implements DeviceModel {
   }
 
   async save(): Promise<Uint8Array> {
-    const macs = (await this.#options.knownMacs?.()) ?? [];
+    const addresses = (await this.#options.knownAddresses?.()) ?? [];
     return encodeNetState({
       mtu: this.#view.getUint16(CONFIG_OFF.mtu, true),
       mac: this.#config.slice(CONFIG_OFF.mac, CONFIG_OFF.mac + MAC_BYTES),
       status: this.#view.getUint16(CONFIG_OFF.status, true),
-      macs,
+      addresses,
     });
   }
 
   async load(bytes: Uint8Array): Promise<void> {
-    const { mtu, mac, status, macs } = decodeNetState(bytes);
+    const { mtu, mac, status, addresses } = decodeNetState(bytes);
     if (!isMtu(mtu)) throw new ProtocolError('BAD_STATE', 'CHECK_DEVICE_STATE', `MTU ${mtu} makes no sense`);
     this.#view.setUint16(CONFIG_OFF.mtu, mtu, true);
     this.#config.set(mac, CONFIG_OFF.mac);
     this.#view.setUint16(CONFIG_OFF.status, status, true);
-    await this.#options.onMacs?.(macs);
+    await this.#options.onAddresses?.(addresses);
   }
 }

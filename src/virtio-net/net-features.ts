@@ -61,6 +61,19 @@ const SEGMENTATION = featureMask(
   VIRTIO_NET_F_GUEST_USO6,
 );
 
+/**
+ * What a driver may leave undone where it writes its headers for a tap, which takes all of it: the front end of such a driver does not
+ * tell what was agreed on.
+ */
+export const TAP_FEATURES = featureMask(
+  VIRTIO_NET_F_CSUM,
+  VIRTIO_NET_F_HOST_TSO4,
+  VIRTIO_NET_F_HOST_TSO6,
+  VIRTIO_NET_F_HOST_ECN,
+  VIRTIO_NET_F_HOST_UFO,
+  VIRTIO_NET_F_HOST_USO,
+);
+
 export function offeredNetFeatures({
   mergeable,
   pairs,

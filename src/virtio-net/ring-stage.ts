@@ -33,7 +33,9 @@ const isUniform = ({ uniform, order, all, only }: Burst) => uniform && order ===
 /** One thread's; its functions work on its own burst. */
 export class RingStage {
   readonly #pairs = new ModulePairs<SplitExports & PackedExports>(ringModule());
-  readonly burst = new Burst(this.#pairs.scratch.buffer);
+  /** where the burst lies */
+  readonly scratch = this.#pairs.scratch;
+  readonly burst = new Burst(this.scratch.buffer);
 
   /**
    * Takes packets `from` to `n` − 1 of the ring's available ones into the burst, as long as each is one plain descriptor in the

@@ -13,7 +13,7 @@ import { assertDelivered, Conversation, connectGuest, frame, macOf } from './tra
 
 const isRoot = process.getuid?.() === 0;
 
-describe('the vhost-switch command', { timeout: 120_000 }, () => {
+describe('the vhost-switch command', { timeout: 300_000 }, () => {
   let dir: string;
   before(() => {
     dir = makeTempDir('command');

@@ -46,7 +46,10 @@ async function nextTable(running: SwitchProcess): Promise<Record<string, Record<
   await running.line(/^={40,}$/, mark);
   const [, table] = /^Device statistics =+\n(.*?)^={40,}$/ms.exec(running.since(mark)) as RegExpExecArray;
   const devices: Record<string, Record<string, number>> = {};
-  for (const part of table.split(/^Statistics for device /m).slice(1)) {
+  for (const part of table
+    .split(/^Statistics for lcore /m)[0]
+    .split(/^Statistics for device /m)
+    .slice(1)) {
     const [, id] = /^(\d+) -{20,}$/m.exec(part) as RegExpExecArray;
     const rows = [...part.matchAll(/^(.+?): +(\d+)$/gm)].map(([, label, value]) => [label.trim(), Number(value)]);
     devices[id] = Object.fromEntries(rows);

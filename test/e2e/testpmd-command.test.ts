@@ -271,6 +271,24 @@ describe('the vhost-testpmd command', { timeout: 240_000 }, () => {
     }
   });
 
+  test('the peers of the ports come from a file, those of the command line before them', () => {
+    const peers = join(dir, 'peers');
+    writeFileSync(peers, '00:11:22:33:44:55\n\nAA:bb:cc:dd:ee:f0\n02:00:00:00:00:07\n');
+    const ports = ['--vdev', 'net_null0', '--vdev', 'net_null1', '--'];
+    const commands = join(dir, 'show');
+    writeFileSync(commands, 'show config fwd\nquit\n');
+    const shown = (...args: string[]) =>
+      [...run(...ports, ...args, '--cmdline-file', commands).stdout.matchAll(/peer=(\S+)/g)].map(([, mac]) => mac);
+    assert.deepEqual(shown('--eth-peers-configfile', peers), ['AA:BB:CC:DD:EE:F0', '00:11:22:33:44:55']);
+    assert.deepEqual(shown('--eth-peers-configfile', peers, '--eth-peer', '1,02:00:00:00:00:09'), [
+      ...['02:00:00:00:00:09', '00:11:22:33:44:55'],
+    ]);
+    writeFileSync(peers, '00:11:22:33:44:55\nnonsense\n');
+    const { status, stderr } = run(...ports, '-i', '--eth-peers-configfile', peers);
+    assert.notEqual(status, 0);
+    assert.match(stderr, /^vhost-testpmd: --eth-peers-configfile: [^\n]*peers: Bad MAC address format on line 2\n/);
+  });
+
   test('a failure is one sentence and exit status 1', () => {
     const nobody = run('--vdev', userPort(0, join(dir, 'nobody')), '--', '-i');
     assert.deepEqual([nobody.status, nobody.stdout], [1, '']);

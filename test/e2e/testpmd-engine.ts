@@ -1,4 +1,5 @@
 /** testpmd's engine for tests: with the settings that testpmd has when nothing is said. */
+import assert from 'node:assert/strict';
 import { parseVdevs } from '../../src/port/vdev.ts';
 import type { ForwardConfig } from '../../src/testpmd/engine.ts';
 import { ForwardEngine } from '../../src/testpmd/forward-engine.ts';
@@ -31,15 +32,14 @@ export async function engineOf(
   vdevs: readonly string[],
   config: Partial<ForwardConfig> = {},
   waits: string[] = [],
+  failures: Pick<string[], 'push'> = { push: (reason) => assert.fail(reason) },
 ): Promise<ForwardEngine> {
   const engine = await ForwardEngine.open({
     vdevs: parseVdevs(vdevs),
     config: { ...defaults(), ...config },
     onWait: (text) => waits.push(text),
-    onFatal: (error) => {
-      throw error;
-    },
   });
+  engine.onFailure((reason) => failures.push(reason));
   opened.add(engine);
   return engine;
 }

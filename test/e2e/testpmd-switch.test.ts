@@ -65,6 +65,66 @@ describe('testpmd on the switch', { timeout: 120_000 }, () => {
     });
   }
 
+  test('packets are shown while they are forwarded, until that is switched off', async () => {
+    const engine = await engineOf(['net_null0', 'net_null1'], { mode: 'io' });
+    const texts: string[] = [];
+    engine.onDump((text) => texts.push(text));
+    try {
+      assert.equal(await engine.setVerbose(1), 0);
+      await engine.start(0);
+      // more than may wait at a time
+      await waitUntil('packets are shown', () => texts.length > 200, PATIENCE_MS);
+      assert.match(texts[0], /^port [01]\/queue 0: received 32 packets\n {2}src=00:/);
+      assert.equal(await engine.setVerbose(0), 1);
+      const shown = texts.length;
+      const before = engine.stats(0).rxPackets;
+      await waitUntil('more packets', () => engine.stats(0).rxPackets > before + 100_000, PATIENCE_MS);
+      await engine.stop();
+      assert.equal(texts.length, shown);
+    } finally {
+      await engine.close();
+    }
+  });
+
+  test('an error that nobody has foreseen ends the streams and not the engine, which starts again', async () => {
+    const running = await SwitchProcess.start();
+    const failures: string[] = [];
+    const vdevs = [userPort(0, running.socket, { mac: macOf(9) }), 'net_null0'];
+    const noisy = { bufferPackets: 0, flushMs: 0, memoryMiB: 1, writes: 0, reads: 0, readWrites: 0 };
+    const engine = await engineOf(vdevs, { mode: 'noisy' }, [], failures);
+    try {
+      for (let round = 1; round <= 2; round++) {
+        // a number that cannot be calculated with
+        Object.assign(engine.config, { mode: 'noisy', noisy: { ...noisy, writes: 1n } });
+        await engine.start(0);
+        await waitUntil('the failure', () => failures.length === round, PATIENCE_MS);
+        assert.match(failures[round - 1], /^forwarding thread 0: TypeError: .*BigInt/);
+        assert.equal(engine.forwarding, true);
+        await engine.stop();
+        Object.assign(engine.config, { mode: 'io', noisy });
+        const before = engine.stats(0).txPackets;
+        await engine.start(0);
+        await waitUntil('packets', () => engine.stats(0).txPackets > before + 1000, PATIENCE_MS);
+        await engine.stop();
+      }
+      const sent = engine.stats(0).txPackets;
+      engine.setMtu(0, 68);
+      Object.assign(engine.config, { mode: 'txonly', txpkts: [87] });
+      await engine.start(0);
+      await waitUntil('frames that are too long', () => engine.stats(0).txErrors > 1000, PATIENCE_MS);
+      await engine.stop();
+      assert.equal(engine.stats(0).txPackets, sent);
+      assert.equal(engine.ports()[0].mtu, 68);
+      Object.assign(engine.config, { mode: 'nonsense' });
+      await assert.rejects(engine.start(0), { code: 'LCORE_COMMAND', message: /TypeError/ });
+      assert.equal(engine.forwarding, false);
+    } finally {
+      await engine.close();
+      await running.stop();
+    }
+    assert.equal(failures.length, 2);
+  });
+
   test('macswap: frames of a card come back whole and in order, also long ones', async () => {
     const running = await SwitchProcess.start(['--mergeable', '1']);
     const engine = await engineOf([userPort(0, running.socket, { mac: macOf(9) })], { mode: 'macswap' });

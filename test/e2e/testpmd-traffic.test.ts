@@ -15,9 +15,10 @@ const TESTPMD = fileURLToPath(new URL('../../src/cli/testpmd.ts', import.meta.ur
 
 async function engineOf(...args: string[]): Promise<ForwardEngine> {
   const settings = parseTestpmd(args);
-  const { vdevs, forward: config, topology, flushRx } = settings;
-  const onFatal = (error: Error) => assert.fail(error);
-  return ForwardEngine.open({ ...{ vdevs, config, topology, flushRx, onFatal } });
+  const { vdevs, forward: config, topology } = settings;
+  const engine = await ForwardEngine.open({ vdevs, config, topology });
+  engine.onFailure((reason) => assert.fail(reason));
+  return engine;
 }
 
 async function until(what: () => boolean): Promise<void> {

@@ -3,10 +3,13 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { VirtioUser } from '../../src/port/virtio-user.ts';
+import { VHOST_USER_PROTOCOL_F_CONFIG } from '../../src/uapi/vhost-user.ts';
+import { VIRTIO_NET_CONFIG } from '../../src/uapi/virtio-net.ts';
 import { RawHost } from '../kit/raw-host.ts';
 import { ip, NetLab } from '../peers/netns.ts';
 import { ensurePeers } from '../peers/packages.ts';
 import { waitUntil } from '../peers/process.ts';
+import { BASIC_PROTOCOL, closeStepCards, StepCard } from './step-card.ts';
 import { SwitchProcess } from './switch-process.ts';
 import { assertDelivered, connectGuest, frame, macOf } from './traffic.ts';
 
@@ -272,6 +275,69 @@ describe('jumbo frames through net_af_packet', { skip, timeout: 120_000 }, () =>
   }
 });
 
+for (const kind of ['net_af_packet', 'net_tap']) {
+  describe(`the MTU of ${kind}’s interface changes`, { skip, timeout: 120_000 }, () => {
+    test('what leaves must fit at once, and guests that negotiate anew are told', async () => {
+      const lab = new NetLab();
+      const world = WORLDS[kind](lab, 1500);
+      const options = ['--mergeable', '1', '--config-space', '1', '--stats', '1'];
+      const running = await SwitchProcess.start([...options, '--vdev', world.vdev, '-p', '0x1', '--vlan', 'off']);
+      const host = new RawHost(world.far);
+      const protocol = [...BASIC_PROTOCOL, VHOST_USER_PROTOCOL_F_CONFIG];
+      const mtuOf = async ({ frontEnd }: StepCard) =>
+        Buffer.from(await frontEnd.getConfig(VIRTIO_NET_CONFIG.off.mtu, 2)).readUInt16LE();
+      const setMtu = async (mtu: number, was: number) => {
+        const mark = running.mark;
+        if (kind === 'net_af_packet') ip('-n', world.far.netns, 'link', 'set', world.far.far, 'mtu', String(mtu));
+        setNear(world, 'set', 'mtu', String(mtu));
+        await running.line(
+          RegExp(`uplink ${kind}0: MTU ${mtu}, was ${was}; guests are told when they next negotiate`),
+          mark,
+        );
+      };
+      let dropped = 0;
+      const lastFits = async (guest: VirtioUser, mtu: number) => {
+        const [fits, tooLong] = [14, 15].map((more) => frame(HOST, GUEST, mtu, mtu + more));
+        sendNow(guest, tooLong);
+        await toHost(guest, host, [fits]);
+        const mark = running.mark;
+        await running.line(RegExp(`rx_drop_mtu: +${++dropped}$`), mark);
+      };
+      try {
+        const early = await StepCard.started({ path: running.socket, mac: OTHER, protocol });
+        assert.equal(await mtuOf(early), 1500);
+        const guest = await connectGuest({ path: running.socket, mac: GUEST, maxFrame: 9100 });
+        await untilThrough(guest, host);
+        await lastFits(guest, 1500);
+        await setMtu(4000, 1500);
+        await lastFits(guest, 4000);
+        await toGuest(host, guest, framesFrom(HOST, GUEST, 50, 4000));
+        const late = await StepCard.started({ path: running.socket, mac: macOf(3), protocol });
+        assert.deepEqual([await mtuOf(early), await mtuOf(late)], [1500, 4000]);
+        for (const vring of early.vrings) await early.frontEnd.getVringBase(vring);
+        assert.equal(await mtuOf(early), 4000);
+        await setMtu(1000, 4000);
+        await lastFits(guest, 1000);
+        // a link that goes down and comes back is told as ever, and once
+        const mark = running.mark;
+        setNear(world, 'set', 'down');
+        await running.line(/link down/, mark);
+        setNear(world, 'set', 'up');
+        await running.line(/link up/, mark);
+        await guest.close();
+        await closeStepCards();
+        assert.equal(await running.stop(), 'ended with status 0', running.output);
+        assert.doesNotMatch(running.since(mark), /MTU/);
+      } finally {
+        await closeStepCards();
+        host.close();
+        await running.kill();
+        lab.remove();
+      }
+    });
+  });
+}
+
 describe('an uplink that several lcores use', { skip, timeout: 120_000 }, () => {
   const worlds: Readonly<Record<string, (lab: NetLab) => World>> = {
     'net_af_packet with one receive queue': (lab) => WORLDS.net_af_packet(lab, 1500),
@@ -292,6 +358,9 @@ describe('an uplink that several lcores use', { skip, timeout: 120_000 }, () => 
       try {
         const guests: VirtioUser[] = [];
         for (const n of [1, 2, 3]) guests.push(await connectGuest({ path: running.socket, mac: macOf(n) }));
+        // which all lcores poll: guests are the same load on each
+        for (const n of [0, 1, 2])
+          await running.line(RegExp(`\\(${n}\\) Device has been added to data core ${n + 1}$`));
         await untilThrough(guests[0], host);
         for (const [i, guest] of guests.entries()) {
           await toHost(guest, host, framesFrom(macOf(i + 1), HOST, 60));

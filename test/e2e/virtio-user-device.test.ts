@@ -1,14 +1,19 @@
 /** A virtio-user card whose back end lies: the connection is given up with a reason, made again, and the rings begin anew. */
 import assert from 'node:assert/strict';
+import { closeSync } from 'node:fs';
 import { test } from 'node:test';
 import { openWindow, WindowPool, type WindowViews } from '../../src/mem/window.ts';
 import type { LinkState } from '../../src/port/device-port.ts';
+import type { VirtioUserSpec } from '../../src/port/user-pair.ts';
 import { parseVdev, type VdevOf } from '../../src/port/vdev.ts';
 import { virtioUserArgs } from '../../src/port/virtio-user-args.ts';
 import { VirtioUserDevice } from '../../src/port/virtio-user-device.ts';
 import { VirtioUserPort } from '../../src/port/virtio-user-port.ts';
 import { counterBlock, PORT_SLOTS } from '../../src/stats/counters.ts';
+import { createEventfd } from '../../src/sys/eventfd.ts';
+import { DEFAULT_MADE } from '../../src/testpmd/engine.ts';
 import { ForwardThread } from '../../src/testpmd/forward-thread.ts';
+import type { RunPlan } from '../../src/testpmd/letters.ts';
 import { STREAM_SLOTS, streamCounters } from '../../src/testpmd/stream.ts';
 import { RingStage } from '../../src/virtio-net/ring-stage.ts';
 import { fillAndBlock } from '../kit/full-eventfd.ts';
@@ -26,7 +31,8 @@ test('virtio-user: a kick eventfd that the back end has filled and made to block
   const device = await VirtioUserDevice.open(virtioUserArgs(vdev), { pool });
   const deaths: Error[] = [];
   const options = { cpus: [], poll: 'adaptive', window: pool.acquire() } as const;
-  const thread = await ForwardThread.start(options, (error) => deaths.push(error));
+  const onFailure = (reason: string) => deaths.push(new Error(reason));
+  const thread = await ForwardThread.start(options, { onFailure, onDump() {}, onDeath: (error) => deaths.push(error) });
   const told: LinkState[] = [];
   device.onLink((link) => told.push(link));
   const counters = streamCounters();
@@ -39,7 +45,15 @@ test('virtio-user: a kick eventfd that the back end has filled and made to block
     const plan = {
       ports: [{ id: 0, kind: 'net_virtio_user' as const, spec, counters: counterBlock(PORT_SLOTS) }],
       streams: [{ rxPort: 0, txPort: 0, rxQueue: 0, txQueue: 0, peer: mac, own: mac, counters }],
-      settings: { mode: 'txonly', burst: 32, txpkts: [64], noisy } as const,
+      settings: {
+        mode: 'txonly',
+        burst: 32,
+        txpkts: [64],
+        noisy,
+        made: DEFAULT_MADE,
+        recordBursts: false,
+        recordCycles: false,
+      } as const,
       retry: undefined,
     };
     await thread.tell({ type: 'prepare', plan, flush: true });
@@ -57,6 +71,74 @@ test('virtio-user: a kick eventfd that the back end has filled and made to block
     await running.stop();
   }
   assert.deepEqual(deaths, []);
+});
+
+test('virtio-user: a thread that goes without leaving its rings takes the connection with it, and the next one works', async () => {
+  const running = await SwitchProcess.start();
+  const vdev = parseVdev(userPort(0, running.socket, { mac: macOf(9) })) as VdevOf<'net_virtio_user'>;
+  const pool = new WindowPool('wasm');
+  const device = await VirtioUserDevice.open(virtioUserArgs(vdev), { pool });
+  const told: LinkState[] = [];
+  device.onLink((link) => told.push(link));
+  const counters = streamCounters();
+  const mac = new Uint8Array(6);
+  const spec = device.spec(0, 1);
+  const noisy = { bufferPackets: 0, flushMs: 0, memoryMiB: 0, writes: 0, reads: 0, readWrites: 0 };
+  const planOf = (given: VirtioUserSpec, rxQueue: number): RunPlan => ({
+    ports: [{ id: 0, kind: 'net_virtio_user', spec: given, counters: counterBlock(PORT_SLOTS) }],
+    streams: [{ rxPort: 0, txPort: 0, rxQueue, txQueue: 0, peer: mac, own: mac, counters }],
+    settings: {
+      mode: rxQueue === 0 ? 'txonly' : 'io',
+      burst: 32,
+      txpkts: [64],
+      noisy,
+      made: DEFAULT_MADE,
+      recordBursts: false,
+      recordCycles: false,
+    },
+    retry: undefined,
+  });
+  const [failures, deaths]: [string[], Error[]] = [[], []];
+  const onFailure = (reason: string) => failures.push(reason);
+  const window = pool.acquire();
+  const start = () =>
+    ForwardThread.start(
+      { cpus: [], poll: 'adaptive', window },
+      { onFailure, onDump() {}, onDeath: (error) => deaths.push(error) },
+    );
+  // a queue that is not there is an error nobody has foreseen, and an eventfd that is not there any more one on top of it
+  const callFd = createEventfd();
+  const broken = { ...spec, pairs: [{ ...spec.pairs[0], rxCallFd: callFd }] };
+  let thread = await start();
+  try {
+    await thread.tell({ type: 'prepare', plan: planOf(broken, 5), flush: false });
+    closeSync(callFd);
+    await thread.tell({ type: 'go' });
+    await waitUntil('the thread has gone', () => deaths.length > 0, PATIENCE_MS);
+    assert.match(failures[0], /^TypeError/);
+    assert.equal(thread.dead, true);
+    await thread.end();
+    device.abandoned(spec);
+    await waitUntil('the link is up again', () => told.length === 2, PATIENCE_MS);
+    assert.deepEqual(
+      told.map(({ up, reason }) => [up, reason]),
+      [
+        [false, 'the thread that used it has gone'],
+        [true, undefined],
+      ],
+    );
+    thread = await start();
+    await thread.tell({ type: 'prepare', plan: planOf(device.spec(0, 1), 0), flush: true });
+    await thread.tell({ type: 'go' });
+    const sent = () => new Float64Array(counters)[STREAM_SLOTS.tx_packets];
+    await waitUntil('frames are sent', () => sent() > 1000, PATIENCE_MS);
+    await thread.tell({ type: 'stop' });
+  } finally {
+    if (!thread.dead) await thread.end();
+    await device.close();
+    await running.stop();
+  }
+  assert.deepEqual([failures.length, deaths.length], [1, 1]);
 });
 
 for (const keys of [{ in_order: 0 }, { packed_vq: 1 }])

@@ -1,6 +1,6 @@
 #!/bin/bash
 # mkguest.sh CACHE: a small Linux guest from Debian packages, as CACHE/image/{vmlinuz,initrd,version}.
-# Debian's cloud kernel, a busybox RAM disk with ethtool, iperf3 and nc.openbsd (UDP), and ./init.  Nothing is installed: packages
+# Debian's cloud kernel, a busybox RAM disk with ethtool, iperf3, nc.openbsd (UDP) and bridge, and ./init.  Nothing is installed: packages
 # are fetched with "apt-get download" and unpacked under CACHE.  Does nothing when the image is up to date.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -8,8 +8,8 @@ cache=$(realpath -m "${1:?which folder}")
 out=$cache/image
 packages=$cache/packages
 tree=$cache/tree
-modules='virtio_pci virtio_net virtio_blk virtio_rng virtio_console af_packet tun'
-tools='busybox-static ethtool libmnl0 iperf3 libiperf0 libsctp1 libssl3 netcat-openbsd libbsd0 libmd0'
+modules='virtio_pci virtio_net virtio_blk virtio_rng virtio_console af_packet tun bridge 8021q uio_pci_generic cuse vhost_net'
+tools='busybox-static ethtool libmnl0 iperf3 libiperf0 libsctp1 libssl3 netcat-openbsd libbsd0 libmd0 iproute2 libcap2'
 
 mkdir -p "$packages" "$out"
 exec 9>"$cache/lock"
@@ -55,7 +55,7 @@ libraries() {
   LD_LIBRARY_PATH=$tree/usr/lib/x86_64-linux-gnu:$tree/lib/x86_64-linux-gnu ldd "$1" |
     awk '/not found/ { print "missing: " $1 >"/dev/stderr" } { for (i = 1; i <= NF; i++) if ($i ~ "^/") print $i }'
 }
-for program in usr/sbin/ethtool sbin/ethtool usr/bin/iperf3 bin/nc.openbsd usr/bin/nc.openbsd; do
+for program in usr/sbin/ethtool sbin/ethtool usr/bin/iperf3 bin/nc.openbsd usr/bin/nc.openbsd sbin/bridge usr/sbin/bridge; do
   [ -f "$tree/$program" ] || continue
   cp "$tree/$program" "$root/bin/"
   libraries "$tree/$program" | while read -r library; do cp -nL "$library" "$root/lib64/"; done

@@ -19,7 +19,7 @@ const NO_STATS: PortStats = {
 export function stream(rxPort: number, txPort: number, counts: Partial<StreamStats> = {}): StreamStats {
   return {
     ...{ rxPort, rxQueue: 0, txPort, txQueue: 0, rxPackets: 0, txPackets: 0, txDropped: 0 },
-    ...{ txRetries: 0, badIpChecksum: 0, badL4Checksum: 0 },
+    ...{ txRetries: 0, badIpChecksum: 0, badL4Checksum: 0, busyNs: 0, rxBursts: [], txBursts: [] },
     ...counts,
   };
 }
@@ -47,6 +47,7 @@ export class FakeEngine implements Engine {
   /** port whose device cannot be promiscuous */
   stubborn = -1;
   #told: (info: PortInfo) => void = () => {};
+  readonly #failed: ((reason: string) => void)[] = [];
 
   constructor(macs: readonly string[]) {
     this.infos = macs.map((mac, port) => ({
@@ -61,6 +62,7 @@ export class FakeEngine implements Engine {
       speed: 10_000,
       rxQueues: 1,
       txQueues: 1,
+      maxQueues: 4,
       descriptors: 256,
     }));
     this.counted = macs.map(() => ({ ...NO_STATS }));
@@ -117,6 +119,35 @@ export class FakeEngine implements Engine {
     if (port === this.stubborn) throw new SwitchError('EOPNOTSUPP', 'the device cannot');
     this.asked.push(`promiscuous ${this.#check(port)} ${on}`);
     this.infos[port].promiscuous = on;
+  }
+
+  setMtu(port: number, mtu: number): void {
+    this.asked.push(`mtu ${this.#check(port)} ${mtu}`);
+    this.infos[port].mtu = mtu;
+  }
+
+  #verbose = 0;
+
+  async setVerbose(level: number): Promise<number> {
+    const before = this.#verbose;
+    this.#verbose = level;
+    return before;
+  }
+
+  onDump(told: (text: string) => void): void {
+    this.dump = told;
+  }
+
+  /** Shows packets. */
+  dump: (text: string) => void = () => {};
+
+  onFailure(told: (reason: string) => void): void {
+    this.#failed.push(told);
+  }
+
+  /** Forwarding threads fail. */
+  fail(reason: string): void {
+    for (const told of this.#failed) told(reason);
   }
 
   onLink(told: (info: PortInfo) => void): void {

@@ -5,11 +5,13 @@
 import { execFileSync } from 'node:child_process';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { guestImage } from './guest-image.ts';
+import { probeLibvirt } from './libvirt.ts';
+import { programsDisk } from './machine-image.ts';
 import { probeNetns } from './netns.ts';
 import { PeerProcess, undoAtEnd } from './process.ts';
 
 /** A program, or set of programs, that tests or benchmarks run against. */
-export type Peer = 'qemu' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'gcc' | 'netns';
+export type Peer = 'qemu' | 'libvirt' | 'dpdk' | 'dpdk-vhost' | 'ovs' | 'gcc' | 'netns' | 'dhcp' | 'iperf3' | 'machine';
 
 /** What {@link ensurePeers} found or could do. */
 export interface PeersResult {
@@ -30,7 +32,21 @@ const NEEDS: Record<Peer, PeerNeeds> = {
   gcc: { packages: ['gcc', 'libc6-dev'] },
   // the sample's source is in dpdk-doc, which bench/peers/dpdk-vhost.ts fetches and unpacks without installing it
   'dpdk-vhost': { packages: ['gcc', 'libc6-dev', 'make', 'pkg-config', 'libdpdk-dev', 'dpdk'] },
+  // its daemon alone: what Debian puts around it starts services and asks for firewalls
+  libvirt: {
+    packages: ['libvirt-daemon', 'libvirt-daemon-driver-qemu', 'libvirt-clients', 'iproute2'],
+    prepare: async () => probeLibvirt(),
+  },
   netns: { packages: ['iproute2', 'procps'], prepare: async () => probeNetns() },
+  machine: {
+    packages: ['qemu-system-x86', 'xz-utils', 'dpdk', 'dpdk-dev', 'e2fsprogs', 'iproute2'],
+    prepare: async () => {
+      await guestImage();
+      await programsDisk();
+    },
+  },
+  dhcp: { packages: ['udhcpd'] },
+  iperf3: { packages: ['iperf3'] },
   ovs: { packages: ['openvswitch-switch-dpdk', 'openvswitch-switch', 'openvswitch-common'] },
 };
 

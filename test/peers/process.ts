@@ -8,6 +8,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
+/** By how much longer everything takes here: the test machine says so, whose processor is emulated. */
+const SLOWNESS = Number(process.env.TEST_SLOWNESS ?? 1);
+
 /** How much of a program's output is kept, in characters. */
 const OUTPUT_KEPT = 256 * 1024;
 
@@ -160,7 +163,7 @@ export class PeerProcess {
   /** Whether it has ended, or does so within `ms`. */
   async endsWithin(ms: number): Promise<boolean> {
     const timer = new AbortController();
-    const timeUp = sleep(ms, false, { signal: timer.signal }).catch(() => false);
+    const timeUp = sleep(ms * SLOWNESS, false, { signal: timer.signal }).catch(() => false);
     const gone = await Promise.race([this.ended.then(() => true), timeUp]);
     timer.abort();
     return gone;
@@ -197,14 +200,16 @@ export async function waitUntil(
   timeoutMs: number,
   options: WaitOptions = {},
 ): Promise<void> {
-  const end = performance.now() + timeoutMs;
+  const end = performance.now() + timeoutMs * SLOWNESS;
   for (;;) {
     const reason = options.givenUp?.();
     if (await ready()) return;
     const late = performance.now() > end;
     if (late || reason !== undefined) {
       const details = options.details?.() ?? '';
-      throw new Error(`waited for ${what}: ${reason ?? `not within ${timeoutMs} ms`}${details && `\n${details}`}`);
+      throw new Error(
+        `waited for ${what}: ${reason ?? `not within ${timeoutMs * SLOWNESS} ms`}${details && `\n${details}`}`,
+      );
     }
     await sleep(options.everyMs ?? 20);
   }

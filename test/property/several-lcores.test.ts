@@ -154,7 +154,7 @@ test('several lcores: into one receive queue each source’s frames come once an
       lcores.startRx(shared);
       for (const [i, lcore] of lcores.all.entries()) lcore.startVring(i, TX, guests[i].tx.vring());
       // known from the start, so that nothing is flooded
-      lcores.all[0].learn(SHARED, target);
+      lcores.all[0].learn(SHARED, [{ mac: target, vlan: 0 }]);
       /** by source: sent, taken by the switch and delivered so far */
       const queues: [Buffer[], Buffer[]] = [[], []];
       let delivered = 0;
@@ -203,7 +203,7 @@ test('several lcores: an address on a port that one of them does not have yet is
   const guests = [0, 1].map((id) => new Guest(id, false));
   lcores.add(guests[0]);
   lcores.add(guests[1], [lcores.all[0]]);
-  lcores.all[0].learn(1, target);
+  lcores.all[0].learn(1, [{ mac: target, vlan: 0 }]);
   lcores.all[1].startVring(0, TX, guests[0].tx.vring());
   assert.ok(guests[0].send(frame(target, source(0))));
   assert.equal(lcores.all[1].poll(), 1);

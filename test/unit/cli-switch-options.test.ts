@@ -166,9 +166,70 @@ test('switch options: a client has a device for each of its sockets', () => {
 });
 
 test('switch options: the index of a device names the character device only', () => {
-  const { sockets, notes } = app('--dev-basename', 'usvhost', '--dev-index', '1');
-  assert.deepEqual(sockets, ['usvhost']);
-  assert.match(notes.join(), /^--dev-index 1: names the character device only/);
+  const { sockets, cuse, notes } = app('--dev-basename', 'usvhost', '--dev-index', '1');
+  assert.deepEqual([sockets, cuse], [['usvhost'], undefined]);
+  assert.match(notes.join(), /^--dev-index 1: names the character device of --vhost cuse only/);
+});
+
+test('switch options: --vhost cuse makes a character device in place of sockets, both makes both', () => {
+  const named = '--dev-basename usvhost --dev-index 1';
+  const outcome = (line: string) => {
+    const { sockets, cuse, notes } = app(...words(line));
+    return [sockets, cuse, notes];
+  };
+  assert.deepEqual(outcome(`--vhost cuse ${named}`), [[], 'usvhost-1', []]);
+  assert.deepEqual(outcome('--vhost cuse'), [[], 'vhost-net-0', []]);
+  assert.deepEqual(outcome(`--vhost both ${named}`), [['usvhost'], 'usvhost-1', []]);
+  assert.deepEqual(outcome('--vhost both --socket-file a'), [['a'], 'vhost-net-0', []]);
+  assert.deepEqual(outcome('--vhost user --dev-basename a'), [['a'], undefined, []]);
+  assert.deepEqual(outcome(`--vhost both --client --socket-file a --socket-mode 600 ${named}`), [
+    ['a'],
+    'usvhost-1',
+    [],
+  ]);
+  for (const other of ['--socket-file a', '--client'])
+    fails(
+      'CONFIG_CONFLICT',
+      /not with --vhost cuse, which has no sockets; --vhost both/,
+      ...words(`--vhost cuse ${other}`),
+    );
+});
+
+test('switch options: a character device has the number that the kernel chooses, or one of the user', () => {
+  assert.equal(app('--vhost', 'cuse').cuseNumber, undefined);
+  assert.deepEqual(app('--vhost', 'cuse', '--dev-number', '10:4096').cuseNumber, { major: 10, minor: 4096 });
+  for (const wrong of ['10', '10:', ':1', '0:1', '512:1', '10:1048576', '10:1:1', '10:-1'])
+    fails(
+      'CONFIG_INVALID_VALUE',
+      /^--dev-number: .*valid: 1\.\.511:0\.\.1048575/,
+      '--vhost',
+      'cuse',
+      '--dev-number',
+      wrong,
+    );
+  const { cuseNumber, notes } = app('--dev-number', '10:4096');
+  assert.equal(cuseNumber, undefined);
+  assert.match(notes.join(), /^--dev-number 10:4096: numbers the character device of --vhost cuse only/);
+});
+
+test('switch options: the name of a character device is one name, and no path', () => {
+  for (const name of ['a/b', './a', 'a b', 'a!b', 'ä', 'a'.repeat(62)])
+    fails(
+      'CONFIG_CONFLICT',
+      /^--dev-basename: .* cannot be a device's name/,
+      '--vhost',
+      'cuse',
+      '--dev-basename',
+      name,
+    );
+  assert.equal(app('--vhost', 'cuse', '--dev-basename', 'a'.repeat(61)).cuse, `${'a'.repeat(61)}-0`);
+  assert.deepEqual(app('--dev-basename', 'a/b').sockets, ['a/b']);
+});
+
+test('switch options: who comes by the character device has the VLAN of the plan', () => {
+  const line = '--vdev net_null0 -- -p 1 --vhost both --socket-file a,vlan=1001';
+  assert.throws(() => parseCommandLine(words(line)), /VLAN 1001 of a: 1000 to 1063 are the tags of devices/);
+  assert.equal(parseCommandLine(words(line.replace('both', 'user'))).sockets.length, 1);
 });
 
 /** Option, lowest and highest value, and the values next to them that are refused. */

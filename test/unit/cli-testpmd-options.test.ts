@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { parseTestpmd, testpmdHelp } from '../../src/cli/testpmd-options.ts';
 import type { ConfigError } from '../../src/errors.ts';
+import { DEFAULT_MADE } from '../../src/testpmd/engine.ts';
 
 const VDEVS = ['--vdev', 'net_null0', '--vdev', 'net_null1', '--vdev', 'net_null2'];
 const app = (line: string) => parseTestpmd([...VDEVS, '--', ...line.split(' ').filter((word) => word !== '')]);
@@ -46,9 +47,7 @@ test("testpmd options: a line as DPDK's users write it", () => {
     txFirst: 1,
     statsPeriod: 0,
     cmdlineFile: 'cmds',
-    forwardPorts: [0, 1],
     topology: 'loop',
-    flushRx: false,
     forward: {
       mode: 'mac',
       retry: false,
@@ -61,14 +60,18 @@ test("testpmd options: a line as DPDK's users write it", () => {
       txq: 2,
       cores: 1,
       noisy: QUIET,
+      made: DEFAULT_MADE,
+      ports: [0, 1],
+      flushRx: false,
+      ...{ recordBursts: false, recordCycles: false },
     },
   });
 });
 
 test("testpmd options: DPDK's defaults", () => {
-  const { interactive, autoStart, txFirst, statsPeriod, topology, flushRx, forward, notes, ...rest } = app('');
+  const { interactive, autoStart, txFirst, statsPeriod, topology, forward, notes, ...rest } = app('');
   assert.deepEqual([interactive, autoStart, txFirst, statsPeriod], [false, false, 0, 0]);
-  assert.deepEqual([topology, flushRx], ['paired', true]);
+  assert.equal(topology, 'paired');
   assert.deepEqual(forward, {
     mode: 'io',
     retry: false,
@@ -81,9 +84,12 @@ test("testpmd options: DPDK's defaults", () => {
     txq: 1,
     cores: 1,
     noisy: QUIET,
+    made: DEFAULT_MADE,
+    flushRx: true,
+    ...{ recordBursts: false, recordCycles: false },
   });
   assert.deepEqual(notes, []);
-  assert.equal('forwardPorts' in rest || 'cmdlineFile' in rest, false);
+  assert.equal('ethPeersFile' in rest || 'cmdlineFile' in rest, false);
 });
 
 test('testpmd options: -a means auto-start right of -- and a PCI device left of it', () => {
@@ -120,7 +126,7 @@ test('testpmd options: ranges', () => {
 });
 
 test('testpmd options: ports that forward are a mask, a list or a number of them', () => {
-  const ports = (line: string) => app(line).forwardPorts;
+  const ports = (line: string) => app(line).forward.ports;
   assert.deepEqual(ports('--portmask 5'), [0, 2]);
   assert.deepEqual(ports('--portlist 2,0-1'), [2, 0, 1]);
   assert.deepEqual(ports('--nb-ports 2'), [0, 1]);
@@ -145,6 +151,55 @@ test('testpmd options: cores', () => {
     code: 'CONFIG_CONFLICT',
     message: /^--nb-cores 3: there are 2 lcores that can/,
   });
+});
+
+test('testpmd options: the lcores that forward, as a mask', () => {
+  const parse = (...line: string[]) => parseTestpmd([...VDEVS, '-l', '0,2-4', '--', ...line]).forward;
+  const { cores, coreOrder } = parse('--coremask', '0x18');
+  assert.deepEqual([cores, coreOrder], [2, [1, 2]]);
+  assert.equal(parse('--coremask', '0x18', '--nb-cores', '1').cores, 1);
+  for (const [mask, missing] of [
+    ['0x1', 0],
+    ['0x20', 5],
+  ] as const)
+    assert.throws(() => parse('--coremask', mask), {
+      code: 'CONFIG_CONFLICT',
+      message: new RegExp(`^--coremask: lcore ${missing} cannot forward`),
+    });
+  assert.throws(() => parse('--coremask', '0x18', '--nb-cores', '3'), {
+    message: '--nb-cores 3: --coremask names 2',
+  });
+});
+
+test('testpmd options: the packets that txonly and flowgen make', () => {
+  const made = (line: string) => app(line).forward.made;
+  assert.deepEqual(made('--tx-ip 10.0.0.1,10.0.0.2 --tx-udp 1000,2000 --txonly-multi-flow'), {
+    ...DEFAULT_MADE,
+    txFlow: { source: 0x0a000001, dest: 0x0a000002, sourcePort: 1000, destPort: 2000 },
+    txMultiFlow: true,
+  });
+  assert.deepEqual(made('--tx-udp 1000')?.txFlow, { ...DEFAULT_MADE.txFlow, sourcePort: 1000, destPort: 1000 });
+  assert.deepEqual(made('--flowgen-flows 16 --flowgen-clones 3'), { ...DEFAULT_MADE, flows: 16, clones: 3 });
+  for (const bad of ['10.0.0.1', '10.0.0.1,', '10.0.0.1,10.0.0.256', '1.2.3.4,1.2.3.4,1.2.3.4'])
+    fails('CONFIG_INVALID_VALUE', /two IPv4 addresses$/, `--tx-ip ${bad}`);
+  for (const bad of ['', '70000', '1,70000', '1,2,3', 'x'])
+    fails('CONFIG_INVALID_VALUE', /UDP ports/, `--tx-udp=${bad}`);
+  fails('CONFIG_INVALID_VALUE', /valid: 1\.\.1048576$/, '--flowgen-flows 0');
+  fails('CONFIG_CONFLICT', /^--flowgen-clones 8: a burst has 8 packets/, '--burst 8 --flowgen-clones 8');
+});
+
+test('testpmd options: what is recorded, and what has no effect', () => {
+  const { recordBursts, recordCycles } = app('--record-core-cycles --record-burst-stats').forward;
+  assert.deepEqual([recordBursts, recordCycles], [true, true]);
+  assert.match(
+    app('--max-pkt-len 1518').notes[0],
+    /^--max-pkt-len 1518: no effect: a port takes frames as long as its MTU/,
+  );
+  fails('CONFIG_INVALID_VALUE', /valid: 65\.\./, '--max-pkt-len 64');
+  assert.equal(app('--eth-peers-configfile peers').ethPeersFile, 'peers');
+  assert.deepEqual(app('--enable-hw-vlan --enable-hw-vlan-strip --eth-link-speed=100').ignored, [
+    ...['--enable-hw-vlan', '--enable-hw-vlan-strip', '--eth-link-speed 100'],
+  ]);
 });
 
 test('testpmd options: queues are those that the devices are given', () => {

@@ -8,13 +8,18 @@ import { mac } from '../kit/frames.ts';
 class Table {
   readonly queues: number;
   readonly entries = new Map<string, number>();
+  readonly room: number;
 
-  constructor(queues: number) {
+  constructor(queues: number, room = 1000) {
     this.queues = queues;
+    this.room = room;
   }
 
-  add(address: Uint8Array, vlan: number, queue: number): void {
-    this.entries.set(`${address} ${vlan}`, queue);
+  add(address: Uint8Array, vlan: number, queue: number): boolean {
+    const key = `${address} ${vlan}`;
+    if (!this.entries.has(key) && this.entries.size === this.room) return false;
+    this.entries.set(key, queue);
+    return true;
   }
 
   remove(address: Uint8Array, vlan: number): boolean {
@@ -27,6 +32,7 @@ class Table {
 }
 
 const asSteering = (table: Table) => table as unknown as Steering;
+const notFull = () => assert.fail('a table is full');
 
 test('guest steering: a guest has a queue of its own lcore, and guests of one lcore take its queues in turn', () => {
   for (const lcores of [1, 2, 3, 5]) {
@@ -47,7 +53,7 @@ test('guest steering: a guest has a queue of its own lcore, and guests of one lc
 });
 
 test('guest steering: every table has all guests, those that came before it too, until they go', () => {
-  const guests = new GuestSteering(2);
+  const guests = new GuestSteering(2, notFull);
   const first = new Table(4);
   const second = new Table(4);
   guests.addTable(asSteering(first));
@@ -77,7 +83,7 @@ test('guest steering: every table has all guests, those that came before it too,
 });
 
 test('guest steering: an address that has moved to another device stays when the first one goes', () => {
-  const guests = new GuestSteering(1);
+  const guests = new GuestSteering(1, notFull);
   const table = new Table(3);
   guests.addTable(asSteering(table));
   guests.add(0, mac(1), [0, 1000], 0);
@@ -85,4 +91,19 @@ test('guest steering: an address that has moved to another device stays when the
   assert.equal(table.queueOf(1), 1);
   guests.remove(0);
   assert.deepEqual([table.queueOf(1), table.queueOf(1, 1000), table.queueOf(1, 1001)], [1, undefined, 1]);
+});
+
+test('guest steering: what a full table has no room for is told once, and the rest goes on', () => {
+  let told = 0;
+  const guests = new GuestSteering(1, () => told++);
+  const table = new Table(2, 5);
+  guests.addTable(asSteering(table));
+  guests.add(0, mac(1), [0, 10, 20, 30], 0);
+  assert.equal(told, 0);
+  guests.add(1, mac(2), [0, 10, 20], 0);
+  guests.add(2, mac(3), [0], 0);
+  assert.deepEqual([told, table.entries.size], [1, 5]);
+  guests.remove(0);
+  guests.add(3, mac(4), [0], 0);
+  assert.equal(table.queueOf(4), 0);
 });

@@ -120,9 +120,12 @@ test('learning first: with --vm2vm 0 devices register and reach nobody', () => {
 test('learning first: a guest that comes here is registered under its first address, if nobody else has that', () => {
   start(3);
   switched(0, frame(B, A));
-  on.lcore.learn(1, Buffer.concat([A, B, C]));
+  on.lcore.learn(
+    1,
+    [A, B, C].map((mac) => ({ mac, vlan: 0 })),
+  );
   assert.deepEqual(on.events, ['registered 0', 'registered 1']);
   const sent = [frame(B, A), frame(C, A)];
   assert.deepEqual(switched(0, ...sent), [[], [sent[0]], []]);
-  assert.deepEqual(Buffer.from(on.lcore.known(1)), B);
+  assert.deepEqual(on.lcore.known(1), [{ mac: new Uint8Array(B), vlan: 0 }]);
 });

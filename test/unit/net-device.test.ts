@@ -10,6 +10,7 @@ import {
 } from '../../src/uapi/vhost-user.ts';
 import { hasFeature, VIRTIO_F_VERSION_1 } from '../../src/uapi/virtio.ts';
 import type { VirtioDevice } from '../../src/vhost/virtio-device.ts';
+import type { GuestAddress } from '../../src/virtio-net/net-state.ts';
 import { DeviceBench, leakless, MODERN } from '../kit/device-bench.ts';
 
 const MAC = Uint8Array.of(0x52, 0x54, 0, 0x12, 0x34, 0x56);
@@ -146,21 +147,28 @@ async function load(device: VirtioDevice, bytes: Uint8Array): Promise<void> {
 
 test('net device: MTU, config space and known addresses move with the guest', () =>
   leakless(async () => {
-    const known = [MAC, Uint8Array.of(2, 0, 0, 0, 0, 9)];
-    const heard: (readonly Uint8Array[])[] = [];
-    const source = DeviceBench.net({ mac: MAC, knownMacs: () => known }).device;
-    const target = DeviceBench.net({ onMacs: (macs) => void heard.push(macs) }).device;
+    const known = [
+      { mac: MAC, vlan: 0 },
+      { mac: Uint8Array.of(2, 0, 0, 0, 0, 9), vlan: 0 },
+      { mac: MAC, vlan: 100 },
+      { mac: MAC, vlan: 4094 },
+    ];
+    const heard: (readonly GuestAddress[])[] = [];
+    const source = DeviceBench.net({ mac: MAC, knownAddresses: () => known }).device;
+    const target = DeviceBench.net({ onAddresses: (addresses) => void heard.push(addresses) }).device;
     await source.setMtu(4000);
     const state = await saved(source);
-    assert.equal(
-      state.toString('hex'),
-      '56534e53' + '0100' + 'a00f' + '525400123456' + '0100' + '0200' + '525400123456' + '020000000009',
-    );
+    const tagged = '0200' + '5254001234566400' + '525400123456fe0f';
+    const head = (version: string) => `56534e53${version}a00f525400123456${'0100'}${'0200'}525400123456020000000009`;
+    assert.equal(state.toString('hex'), head('0200') + tagged);
     await load(target, state);
     assert.deepEqual(heard, [known]);
     assert.deepEqual(target.getConfig(0, 12), source.getConfig(0, 12));
     await load(target, Buffer.concat([state, Buffer.from('what a later version adds')]));
     assert.equal(heard.length, 2);
+    // as earlier versions said it
+    await load(target, Buffer.from(head('0100'), 'hex'));
+    assert.deepEqual(heard[2], known.slice(0, 2));
     await source.destroy();
     await target.destroy();
   }));
@@ -168,7 +176,7 @@ test('net device: MTU, config space and known addresses move with the guest', ()
 test('net device: a state that makes no sense is refused and changes nothing', () =>
   leakless(async () => {
     const heard: unknown[] = [];
-    const { device } = DeviceBench.net({ onMacs: (macs) => void heard.push(macs) });
+    const { device } = DeviceBench.net({ onAddresses: (addresses) => void heard.push(addresses) });
     const good = await saved(device);
     const before = device.getConfig(0, 20);
     const changed = (at: number, ...bytes: number[]) => {
@@ -181,7 +189,12 @@ test('net device: a state that makes no sense is refused and changes nothing', (
       [good.subarray(0, 17), /17 bytes are too few/],
       [changed(0, 0), /no network device’s state/],
       [changed(4, 0, 0), /version 0 is not understood/],
-      [changed(16, 1), /1 addresses do not fit in 18 bytes/],
+      [changed(16, 1), /1 addresses do not fit in 20 bytes/],
+      [good.subarray(0, 18), /0 addresses in VLANs do not fit in 18 bytes/],
+      [changed(18, 1), /1 addresses in VLANs do not fit in 20 bytes/],
+      [changed(18, 0xff, 0xff), /65535 addresses in VLANs/],
+      [Buffer.concat([changed(18, 1), MAC, Buffer.of(0xff, 0x0f)]), /no VLAN 4095/],
+      [Buffer.concat([changed(18, 1), MAC, Buffer.of(0, 0)]), /no VLAN 0/],
       [changed(16, 0xff, 0xff), /65535 addresses/],
       [changed(6, 1, 0), /^CHECK_DEVICE_STATE: MTU 1 makes no sense/],
     ] as const)

@@ -3,8 +3,10 @@ import { readdirSync, readFileSync, symlinkSync, truncateSync } from 'node:fs';
 import { after, test } from 'node:test';
 import type { LinkState } from '../../src/port/device-port.ts';
 import { openCaptures, openPcap } from '../../src/port/pcap-files.ts';
+import { livePort } from '../../src/port/pcap-interface.ts';
 import { PcapPort } from '../../src/port/pcap-port.ts';
 import { openRing, RingPort } from '../../src/port/ring-port.ts';
+import { parseVdev, type VdevOf } from '../../src/port/vdev.ts';
 import { BAD_OFFLOAD, BURST_SIZE } from '../../src/virtio-net/burst.ts';
 import { NEED_CSUM } from '../../src/virtio-net/offload.ts';
 import { type Captured, Folder, Numbers, readCapture } from '../kit/captures.ts';
@@ -203,13 +205,32 @@ test('net_pcap: what cannot be opened is refused in words, and nothing stays ope
     [`rx_pcap=${folder.file('none', pcapng([]))},infinite_rx=1`, 'CAPTURE_FILE', /holds no frame/],
     [`rx_pcap=${good},tx_pcap=${link}`, 'CONFIG_CONFLICT', /are one file/],
     [`tx_pcap=/dev/full`, 'CAPTURE_FILE', /tx_pcap=\/dev\/full: ENOSPC/],
-    ['iface=eth1', 'CONFIG_NOT_YET', /net_af_packet0,iface=eth1/],
-    [`rx_pcap=${good},tx_iface=eth1`, 'CONFIG_NOT_YET', /net_af_packet0,iface=eth1/],
-    ['infinite_rx=1', 'CONFIG_MISSING_VALUE', /rx_pcap=FILE/],
+    ['infinite_rx=1', 'CONFIG_MISSING_VALUE', /rx_pcap=FILE, tx_pcap=FILE, or both; or iface=INTERFACE/],
   ];
   for (const [settings, code, message] of refused) assert.throws(() => open(settings), { code, message }, settings);
   assert.deepEqual({ fds: fds(), windows: pool.lent }, before);
   assert.equal(readCapture(good).length, 2);
+});
+
+test('net_pcap: on an interface it is net_af_packet under its own name', () => {
+  const live = (settings: string) => livePort(parseVdev(`net_pcap3,${settings}`));
+  for (const settings of ['iface=eth1', 'rx_iface=eth1,tx_iface=eth1', 'rx_iface_in=eth1,tx_iface=eth1,phy_mac=1']) {
+    const { kind, name, number, values } = live(settings);
+    assert.deepEqual([kind, name, number], ['net_af_packet', 'net_pcap3', 3]);
+    assert.deepEqual(values, parseVdev('net_af_packet3,iface=eth1').values);
+  }
+  assert.equal((live('iface=space:eth1') as VdevOf<'net_af_packet'>).values.iface, 'space:eth1');
+  assert.equal(live('tx_pcap=file').kind, 'net_pcap');
+  assert.equal(live('infinite_rx=1').kind, 'net_pcap');
+  for (const [settings, code, message] of [
+    ['iface=eth1,tx_pcap=file', 'CONFIG_CONFLICT', /iface=eth1, without rx_pcap and tx_pcap/],
+    ['rx_pcap=file,tx_iface=eth1', 'CONFIG_CONFLICT', /iface=eth1, without/],
+    ['rx_iface=eth1', 'CONFIG_NOT_YET', /give iface=eth1 for both/],
+    ['tx_iface=eth1', 'CONFIG_NOT_YET', /one way only/],
+    ['rx_iface=eth1,tx_iface=eth2', 'CONFIG_NOT_YET', /one way only/],
+    ['iface=eth1,rx_iface=eth2', 'CONFIG_NOT_YET', /one way only/],
+  ] as const)
+    assert.throws(() => live(settings), { code, message }, settings);
 });
 
 test('net_pcap: several files are several queues, and lcores share them', async () => {

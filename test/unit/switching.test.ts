@@ -231,11 +231,12 @@ test('switch: a lone guest’s floods are counted', () => {
 
 test('switch: addresses that a guest had elsewhere are known as if it had used them here', () => {
   start(3);
-  on.lcore.learn(1, Buffer.concat([B, mac(0x21), Buffer.from('010000000001', 'hex'), Buffer.alloc(6)]));
-  const known = Buffer.from(on.lcore.known(1)).toString('hex').match(/.{12}/g) as string[];
-  assert.deepEqual(known.sort(), [B, mac(0x21)].map((one) => one.toString('hex')).sort());
+  const macs = [B, mac(0x21), Buffer.from('010000000001', 'hex'), Buffer.alloc(6)];
+  on.lcore.learn(1, [...macs.map((mac) => ({ mac, vlan: 0 })), { mac: C, vlan: 5 }]);
+  const known = on.lcore.known(1).map(({ mac, vlan }) => `${vlan} ${Buffer.from(mac).toString('hex')}`);
+  assert.deepEqual(known.sort(), [B, mac(0x21)].map((one) => `0 ${one.toString('hex')}`).sort());
   const toBoth = [frame(B, A), frame(mac(0x21), A)];
   assert.deepEqual(switched(0, ...toBoth), [[], toBoth, []]);
   assert.deepEqual([guests[1].counters.mac_learned, ...on.events], [2, 'registered 1', 'registered 0']);
-  assert.throws(() => on.lcore.learn(7, B), /no port 7/);
+  assert.throws(() => on.lcore.learn(7, []), /no port 7/);
 });

@@ -4,6 +4,7 @@ import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
 import { openWindow } from '../../src/mem/window.ts';
 import type { ForwardMode } from '../../src/testpmd/engine.ts';
+import { DEFAULT_MADE } from '../../src/testpmd/engine.ts';
 import { Forwarding } from '../../src/testpmd/forwarding.ts';
 import { streamCounters } from '../../src/testpmd/stream.ts';
 import { Workshop } from '../../src/testpmd/workshop.ts';
@@ -35,6 +36,7 @@ function start(mode: ForwardMode, options: UserBenchOptions): { turn: () => void
     streams: [{ rxPort: 0, txPort: 0, rxQueue: 0, txQueue: 0, peer: mac, own: mac, counters: streamCounters() }],
     settings: {
       ...{ mode, burst: BURST, txpkts: [64] },
+      ...{ made: DEFAULT_MADE, recordBursts: true, recordCycles: false },
       noisy: { bufferPackets: 0, flushMs: 0, memoryMiB: 1, writes: 1, reads: 1, readWrites: 1 },
     },
     retry: { delay: 0, times: 1 },

@@ -27,7 +27,8 @@ test('testpmd: every command is parsed from its own pattern, and the help lists 
     burst: '8',
   };
   Object.assign(values, { usec: '10', count: '5', cores: '1', segments: '64,64', section: 'all' });
-  Object.assign(values, { mac: 'aa:bb:cc:dd:ee:ff' });
+  Object.assign(values, { mac: 'aa:bb:cc:dd:ee:ff', portList: '1,0', coreList: '2,1', mask: '0x3', portCount: '1' });
+  Object.assign(values, { mtu: '1500', queues: '2', level: '1', layer: 'udp', place: 'sw', fixed: 'rxd' });
   const { run } = open();
   const help = await run('help');
   for (const { pattern } of COMMANDS) {
@@ -89,6 +90,117 @@ test('testpmd: set changes the configuration', async () => {
   assert.equal(await run('set nbcore 2'), 'Number of forwarding cores set to 2');
   assert.match(await run('set nbcore 3'), /ignored/);
   assert.equal(engine.config.cores, 2);
+});
+
+test('testpmd: the ports that forward, as a list, a mask and a number', async () => {
+  const { engine, run } = open();
+  const odd = '\nWarning! port-topology=paired and odd forward ports number, the last port will pair with itself.\n';
+  const fewer = 'previous number of forwarding ports 2 - changed to number of configured ports 1';
+  assert.equal(await run('set portlist 1'), `${fewer}\n${odd}`);
+  assert.match(await run('show config fwd'), /RX P=1\/Q=0 .* TX P=1\//);
+  assert.equal(
+    await run('set portlist 1,0'),
+    'previous number of forwarding ports 1 - changed to number of configured ports 2',
+  );
+  assert.match(await run('show config fwd'), /RX P=1\/Q=0 .* TX P=0\/.*\n {2}RX P=0\/Q=0 .* TX P=1\//);
+  assert.equal(await run('set portlist 0,5'), 'Invalid port 5');
+  assert.equal(await run('set portlist 0,0'), 'duplicated port 0 at index 0 and 1');
+  assert.equal(await run('set portmask 0x8'), 'Invalid port 3');
+  assert.equal(await run('set portmask 0x3'), '');
+  assert.equal(await run('set nbport 3'), 'nb fwd ports 3 > 2 (number of configured ports) - ignored');
+  assert.equal(await run('set nbport 1'), `Number of forwarding ports set to 1\n${odd}`);
+  assert.deepEqual(engine.config.ports, [0]);
+  await run('start');
+  for (const line of ['set portlist 0', 'set portmask 1', 'set corelist 1', 'set coremask 2', 'set nbcore 1'])
+    assert.equal(await run(line), 'Please stop forwarding first', line);
+  await run('set nbport 2');
+  // what is being forwarded is shown as it was started
+  assert.match(await run('stop'), /for port 0 [\s\S]*Accumulated/);
+  assert.doesNotMatch(await run('show fwd stats all'), /for port 1/);
+});
+
+test('testpmd: the lcores that forward', async () => {
+  const { engine, run } = open();
+  assert.equal(
+    await run('set corelist 2,1'),
+    'previous number of forwarding cores 1 - changed to number of configured cores 2',
+  );
+  assert.deepEqual([engine.config.cores, engine.config.coreOrder], [2, [1, 0]]);
+  assert.equal(await run('set nbcore 1'), 'Number of forwarding cores set to 1');
+  assert.match(await run('show config fwd'), /\nLogical Core 2 /);
+  assert.equal(await run('set corelist 7'), 'lcore 7 not enabled');
+  assert.equal(await run('set corelist 1,1'), 'duplicated core 1 at index 0 and 1');
+  assert.equal(await run('set coremask 0x2'), '');
+  assert.deepEqual(engine.config.coreOrder, [0]);
+  assert.match(await run('set nbcore 2'), /^nb fwd cores 2 > 1 .* ignored$/);
+});
+
+test('testpmd: who makes checksums, which is always csum itself', async () => {
+  const { run } = open();
+  assert.equal(await run('csum show 0'), 'Please stop port 0 first');
+  assert.match(await run('csum show 9'), /^Invalid port 9/);
+  await run('port stop 0');
+  const shown = `Parse tunnel is off
+IP checksum offload is sw
+UDP checksum offload is sw
+TCP checksum offload is sw
+SCTP checksum offload is sw
+Outer-Ip checksum offload is sw
+Outer-Udp checksum offload is sw`;
+  assert.equal(await run('csum show 0'), shown);
+  assert.equal(await run('csum set tcp sw 0'), shown);
+  assert.equal(await run('csum set udp hw 0'), `UDP checksum offload is not supported by port 0\n${shown}`);
+});
+
+test('testpmd: port config', async () => {
+  const { engine, run } = open();
+  assert.equal(await run('port config mtu 0 1400'), 'Set MTU failed. diag=-95');
+  engine.infos[1].maxMtu = 9714;
+  assert.equal(await run('port config mtu 1 1400'), '');
+  assert.equal(await run('port config mtu 1 67'), 'MTU (67) < device min MTU (68) for port_id 1');
+  assert.equal(await run('port config mtu 1 9715'), 'MTU (9715) > device max MTU (9714) for port_id 1');
+  assert.match(await run('port config mtu 9 1500'), /^Invalid port 9/);
+  assert.deepEqual(engine.asked, ['mtu 1 1400']);
+  for (const line of ['rxq 2', 'txq 2', 'burst 8', 'rxd 512', 'txd 512', 'max-pkt-len 1518'])
+    assert.equal(await run(`port config all ${line}`), 'Please stop all ports first', line);
+  await run('port stop all');
+  assert.equal(await run('port config all rxq 2'), '');
+  assert.equal(await run('port config all txq 4'), '');
+  assert.equal(await run('port config all burst 8'), '');
+  assert.deepEqual([engine.config.rxq, engine.config.txq, engine.config.burst], [2, 4, 8]);
+  assert.equal(
+    await run('port config all rxq 5'),
+    "Fail: input rxq (5) can't be greater than max_rx_queues (4) of port 0",
+  );
+  assert.match(await run('port config all rxd 512'), /^rxd stays as it is/);
+});
+
+test('testpmd: set verbose, and packets that are shown', async () => {
+  const { engine, run } = open();
+  assert.equal(await run('set verbose 1'), 'Change verbose level from 0 to 1');
+  assert.equal(await run('set verbose 3'), 'Change verbose level from 1 to 3');
+  const lines: string[] = [];
+  const session = new Session(engine, { topology: 'paired', lcores: [1], say: (text) => lines.push(text) });
+  engine.dump('port 0/queue 0: received 1 packets');
+  assert.deepEqual([lines, session.quitting], [['port 0/queue 0: received 1 packets'], false]);
+});
+
+test('testpmd: switches', async () => {
+  const { engine, run } = open();
+  for (const [line, key] of [
+    ['set flush_rx', 'flushRx'],
+    ['set record-core-cycles', 'recordCycles'],
+    ['set record-burst-stats', 'recordBursts'],
+  ] as const)
+    for (const on of ['on', 'off']) {
+      assert.equal(await run(`${line} ${on}`), '');
+      assert.equal(engine.config[key], on === 'on', line);
+    }
+  assert.equal(await run('set allmulti all on'), '');
+  assert.equal(
+    await run('set allmulti 1 off'),
+    'Error during disabling all-multicast mode for port 1: Operation not supported',
+  );
 });
 
 test('testpmd: promiscuous mode, and a device that cannot', async () => {

@@ -4,6 +4,7 @@ import { describe, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { openWindow, type WindowViews } from '../../src/mem/window.ts';
 import type { ForwardMode, NoisyConfig } from '../../src/testpmd/engine.ts';
+import { DEFAULT_MADE } from '../../src/testpmd/engine.ts';
 import { Forwarding } from '../../src/testpmd/forwarding.ts';
 import type { ModeSettings } from '../../src/testpmd/modes/mode.ts';
 import { type Retry, STREAM_SLOTS, streamCounters } from '../../src/testpmd/stream.ts';
@@ -34,7 +35,16 @@ class Bench {
     const workshop = new Workshop(this.windows, this.windows[own.id], this.burst);
     this.forwarding = new Forwarding(this.ports, workshop, {
       streams: [{ rxPort: 0, txPort: 1, rxQueue: 0, txQueue: 0, peer: PEER, own: OWN, counters: this.counters }],
-      settings: { mode, burst: 32, txpkts: [64], noisy: QUIET, ...settings },
+      settings: {
+        mode,
+        burst: 32,
+        txpkts: [64],
+        noisy: QUIET,
+        made: DEFAULT_MADE,
+        recordBursts: false,
+        recordCycles: false,
+        ...settings,
+      },
       retry,
     });
   }
@@ -120,6 +130,45 @@ describe('testpmd modes', () => {
         assert.deepEqual(transport, udp);
       }
     }
+  });
+
+  test('txonly has the addresses and ports that were asked for, and 256 sources if asked for', () => {
+    const txFlow = { source: 0x0a000001, dest: 0x0a000002, sourcePort: 1000, destPort: 2000 };
+    const sent = (txMultiFlow: boolean) => {
+      const bench = new Bench('txonly', { made: { ...DEFAULT_MADE, txFlow, txMultiFlow } });
+      for (let n = 0; n < 9; n++) bench.forwarding.turn();
+      return bench.ports[1].sent.map(look);
+    };
+    for (const { source, dest, transport } of sent(false)) {
+      assert.deepEqual([source.join('.'), dest.join('.')], ['10.0.0.1', '10.0.0.2']);
+      assert.deepEqual([transport.readUInt16BE(0), transport.readUInt16BE(2)], [1000, 2000]);
+    }
+    const sources = sent(true).map(({ source }) => source.join('.'));
+    assert.deepEqual(sources.slice(0, 3), ['10.0.0.3', '10.0.1.3', '10.0.2.3']);
+    assert.equal(new Set(sources).size, 256);
+    assert.deepEqual(sources.slice(256), sources.slice(0, 32));
+  });
+
+  test('flowgen sends as many flows as asked for, and each packet as often', () => {
+    const bench = new Bench('flowgen', { burst: 8, made: { ...DEFAULT_MADE, flows: 5, clones: 2 } });
+    bench.forwarding.turn();
+    const dests = bench.ports[1].sent.map((bytes) => bytes[33]);
+    // a clone takes its place in the turn, as DPDK counts
+    assert.deepEqual(dests, [0, 0, 0, 3, 3, 3, 1, 1]);
+  });
+
+  test('bursts and time are counted where that is asked for', () => {
+    const bench = new Bench('io', { recordBursts: true, recordCycles: true });
+    bench.forward(...Array.from({ length: 40 }, () => frame(mac(1), mac(2))));
+    const counters = new Float64Array(bench.counters);
+    const bursts = (from: number) =>
+      [...counters.subarray(from, from + 33)].flatMap((count, packets) => (count > 0 && packets > 0 ? [packets] : []));
+    assert.deepEqual(bursts(STREAM_SLOTS.rx_bursts), [8, 32]);
+    assert.deepEqual(bursts(STREAM_SLOTS.tx_bursts), [8, 32]);
+    assert.ok(counters[STREAM_SLOTS.busy_ns] > 0);
+    const quiet = new Bench('io');
+    quiet.forward(frame(mac(1), mac(2)));
+    assert.deepEqual([...new Float64Array(quiet.counters).subarray(STREAM_SLOTS.busy_ns)].filter(Boolean), []);
   });
 
   test('flowgen sends 1024 flows in turn, begins again with what was not taken, and throws away what arrives', () => {

@@ -16,7 +16,7 @@ function open(options: Partial<ProgramOptions>, prepare: (engine: FakeEngine) =>
   output.setEncoding('utf8').on('data', (more: string) => {
     text += more;
   });
-  const { promise: stopped, resolve: stop, reject: fail } = Promise.withResolvers<void>();
+  const { promise: stopped, resolve: stop } = Promise.withResolvers<void>();
   const all = {
     interactive: true,
     autoStart: false,
@@ -32,7 +32,7 @@ function open(options: Partial<ProgramOptions>, prepare: (engine: FakeEngine) =>
       assert.ok(Date.now() < end, `no ${pattern} in:\n${text}`);
     }
   };
-  return { engine, input, ended, stop, fail, printed, text: () => text };
+  return { engine, input, ended, stop, printed, text: () => text };
 }
 
 const BANNER = `Configuring Port 0 (socket 0)
@@ -213,14 +213,27 @@ test('testpmd program: quit in a file ends the program', async () => {
   assert.ok(text().endsWith(FAREWELL));
 });
 
-test('testpmd program: a thread that fails ends it, with or without a prompt', async () => {
-  for (const interactive of [true, false]) {
-    const { ended, engine, fail, printed } = open({ interactive });
-    await printed(interactive ? /testpmd> $/ : /Press enter/);
-    fail(new RangeError('out of bounds'));
-    await assert.rejects(ended, RangeError);
-    assert.equal(engine.closed, 1);
-  }
+test('testpmd program: streams that fail say so above the prompt, which stays', async () => {
+  const { ended, engine, input, printed, text } = open({});
+  await printed(/testpmd> $/);
+  input.write('start\n');
+  await printed(/packets\/burst=32\n[\s\S]*testpmd> $/);
+  engine.fail('forwarding thread 0: TypeError: out of bounds');
+  await printed(
+    /\nPacket forwarding failed, forwarding thread 0: TypeError: out of bounds\nIts streams have ended: .*\ntestpmd> $/,
+  );
+  input.end('stop\nstart\nquit\n');
+  await ended;
+  assert.deepEqual(engine.asked.slice(0, 4), ['start 0', 'stop', 'start 0', 'stop']);
+  assert.ok(text().endsWith(FAREWELL));
+});
+
+test('testpmd program: without a prompt streams that fail end it', async () => {
+  const { ended, engine, printed } = open({ interactive: false });
+  await printed(/Press enter/);
+  engine.fail('forwarding thread 0: TypeError: out of bounds');
+  await assert.rejects(ended, { code: 'LCORE_STOPPED', message: /forwarding thread 0: TypeError: out of bounds/ });
+  assert.equal(engine.closed, 1);
 });
 
 test('testpmd program: when the engine fails, it is closed and the failure is thrown', async () => {

@@ -1,7 +1,7 @@
 /** The layout of what testpmd shows, against what DPDK 22.11's dpdk-testpmd printed with two or three net_null ports. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import type { ForwardMode } from '../../src/testpmd/engine.ts';
+import type { ForwardConfig, ForwardMode } from '../../src/testpmd/engine.ts';
 import { Session, type SessionOptions } from '../../src/testpmd/session.ts';
 import { FakeEngine, stream } from '../kit/fake-engine.ts';
 
@@ -263,26 +263,63 @@ Logical Core 1 (socket 0) forwards packets on 6 streams:
   assert.equal(said(), expected);
 });
 
+test('testpmd: how long bursts were, and what packets took, as DPDK shows it', async () => {
+  const { engine, session, said } = open();
+  const bursts = (counts: Record<number, number>) => Array.from({ length: 33 }, (_, packets) => counts[packets] ?? 0);
+  await session.start(0);
+  engine.forwardedStreams = [
+    stream(0, 1, {
+      ...{ rxPackets: 5006944, txPackets: 5006944, busyNs: 308_549_984.4 },
+      ...{ rxBursts: bursts({ 32: 156467 }), txBursts: bursts({ 32: 156467 }) },
+    }),
+    stream(1, 0, {
+      ...{ rxPackets: 5006944, txPackets: 5006912, busyNs: 308_549_983.6 },
+      ...{ rxBursts: bursts({ 0: 100, 1: 300, 2: 200, 3: 400 }), txBursts: bursts({ 1: 3, 2: 1 }) },
+    }),
+  ];
+  said();
+  const asked = () => {
+    session.showForwardStats();
+    return said();
+  };
+  const plain = asked();
+  assert.doesNotMatch(plain, /bursts|cycles/);
+  Object.assign(engine.config, { recordBursts: true, recordCycles: true });
+  const text = asked();
+  const added = text.split('\n').filter((line) => !plain.split('\n').includes(line));
+  assert.deepEqual(added, [
+    '  RX-bursts : 156467 [0% of 0 pkts + 100% of 32 pkts]',
+    '  TX-bursts : 4 [0% of 0 pkts + 75% of 1 pkts + 25% of 2 pkts]',
+    '  RX-bursts : 1000 [10% of 0 pkts + 40% of 3 pkts + 30% of 1 pkts + 20% of other]',
+    '  TX-bursts : 156467 [0% of 0 pkts + 100% of 32 pkts]',
+    '  CPU cycles/packet=61.62 (total cycles=617099968 / total io packets=10013888) at 1000 MHz Clock',
+  ]);
+  assert.match(text, /\+\+\n\n {2}CPU cycles/);
+});
+
 test('testpmd: odd ports pair with themselves, loops stay, and peers are as told', () => {
   const three = ['06:00:00:00:00:00', '06:00:00:00:00:01', '06:00:00:00:00:02'];
-  const pairs = (options: Partial<SessionOptions>) => {
+  const pairs = (options: Partial<SessionOptions>, ports?: readonly number[]) => {
     const { engine, session, said } = open(three, options);
+    if (ports !== undefined) engine.config.ports = ports;
     engine.config.ethPeers.set(1, 'aa:bb:cc:dd:ee:ff');
     session.showForwardConfig();
     return [...said().matchAll(/RX P=(\d).*TX P=(\d).*peer=(\S+)/g)].map(([, rx, tx, mac]) => `${rx}>${tx} ${mac}`);
   };
   assert.deepEqual(pairs({}), ['0>1 AA:BB:CC:DD:EE:FF', '1>0 02:00:00:00:00:00', '2>2 02:00:00:00:00:02']);
-  assert.deepEqual(pairs({ topology: 'loop', forwardPorts: [2, 0] }), [
-    '2>2 02:00:00:00:00:02',
-    '0>0 02:00:00:00:00:00',
-  ]);
+  assert.deepEqual(pairs({ topology: 'loop' }, [2, 0]), ['2>2 02:00:00:00:00:02', '0>0 02:00:00:00:00:00']);
 });
 
 test('testpmd: streams are shared among cores; ports that send to each other stay together', () => {
   const macs = ['06:00:00:00:00:00', '06:00:00:00:00:01', '06:00:00:00:00:02'];
-  const shares = (options: Partial<SessionOptions>, cores: number, mode: ForwardMode = 'io') => {
+  const shares = (
+    options: Partial<SessionOptions>,
+    cores: number,
+    mode: ForwardMode = 'io',
+    more: Partial<ForwardConfig> = {},
+  ) => {
     const { engine, session, said } = open(macs, { lcores: [4, 6, 7], ...options });
-    Object.assign(engine.config, { cores, mode });
+    Object.assign(engine.config, { cores, mode, ...more });
     session.showForwardConfig();
     const blocks = said().split('Logical Core ').slice(1);
     return blocks.map((block) =>
@@ -294,7 +331,8 @@ test('testpmd: streams are shared among cores; ports that send to each other sta
   assert.deepEqual(shares({ topology: 'chained' }, 3), ['4 0>1 1>2 2>0']);
   assert.deepEqual(shares({}, 3, 'icmpecho'), ['4 0>0', '6 1>1', '7 2>2']);
   assert.deepEqual(shares({ topology: 'loop' }, 2), ['4 0>0 2>2', '6 1>1']);
-  assert.deepEqual(shares({ forwardPorts: [2, 0] }, 2), ['4 2>0 0>2']);
+  assert.deepEqual(shares({}, 2, 'io', { ports: [2, 0] }), ['4 2>0 0>2']);
+  assert.deepEqual(shares({}, 2, 'io', { coreOrder: [2, 0] }), ['7 0>1 1>0', '4 2>2']);
 });
 
 test('testpmd: start shows bursts, the packets to be made, and queues', async () => {

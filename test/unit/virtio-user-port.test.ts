@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
-import { PAIR_ABSENT, PAIR_FAULT, PAIR_FAULT_RING, PAIR_USED, PAIR_WANTED } from '../../src/port/user-pair.ts';
 import {
   FAULT_INCOMPLETE,
   FAULT_INDEX,
@@ -8,7 +7,10 @@ import {
   FAULT_NOT_ON_OFFER,
   FAULT_NUM_BUFFERS,
   FAULT_TOO_LONG,
-} from '../../src/port/user-ring.ts';
+} from '../../src/port/user-fault.ts';
+import { PAIR_ABSENT, PAIR_FAULT, PAIR_FAULT_RING, PAIR_USED, PAIR_WANTED } from '../../src/port/user-pair.ts';
+import { VirtioUserPort } from '../../src/port/virtio-user-port.ts';
+import { counterBlock, PORT_SLOTS } from '../../src/stats/counters.ts';
 import { eventfdCount } from '../../src/sys/eventfd.ts';
 import { featureMask } from '../../src/uapi/virtio.ts';
 import {
@@ -101,6 +103,18 @@ for (const options of RINGS)
       assert.deepEqual(bench.taken(), [frames[0], frames[2]]);
       assert.equal(bench.counters.rx_drop_too_big, 1);
       assert.deepEqual([...bench.burst.delivered.subarray(0, 3)], [1, 0, 1]);
+    });
+
+    test('sends nothing longer than it may, where that is less than a buffer holds', () => {
+      const bench = new UserBench(options);
+      const tools = { ringStage: bench.ringStage, windows: bench.windows };
+      const counters = new Float64Array(counterBlock(PORT_SLOTS));
+      bench.port = new VirtioUserPort(0, counters, { ...bench.spec, maxFrame: 100 }, tools);
+      bench.connect();
+      const frames = [numbered(1, 100), numbered(2, 101), numbered(3, 60)];
+      assert.equal(bench.send(...frames), 3);
+      assert.deepEqual(bench.taken(), [frames[0], frames[2]]);
+      assert.equal(counters[PORT_SLOTS.rx_drop_too_big], 1);
     });
 
     test('goes on behind what a back end has done when another one comes, also on another thread', () => {

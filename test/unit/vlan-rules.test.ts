@@ -10,9 +10,10 @@ import {
   VIRTIO_NET_F_GUEST_TSO4,
   VIRTIO_NET_F_HOST_TSO4,
 } from '../../src/uapi/virtio-net.ts';
+import { rarpFrame } from '../../src/virtio-net/rarp.ts';
 import { BROADCAST, frame, mac, tagged } from '../kit/frames.ts';
 import { checksumIsRight, look, packet } from '../kit/packets.ts';
-import { assertCounted, TestGuest } from '../kit/test-switch.ts';
+import { assertCounted, TestGuest, TestSwitch } from '../kit/test-switch.ts';
 import { UplinkSwitch } from '../kit/uplink-switch.ts';
 
 const [A, B, C, D, OUT, NOBODY] = [1, 2, 3, 4, 0x77, 0x99].map(mac);
@@ -300,4 +301,62 @@ test('VLANs: what has been looked at is what arrives, whatever the guest writes 
     if (from === 0) assert.deepEqual(trunk[0].subarray(0, 14), untagged.subarray(0, 14));
     else assert.deepEqual(access[0].subarray(0, 14), untagged.subarray(0, 14));
   }
+});
+
+test('VLANs: a guest that has come here is announced in each VLAN that it is in', () => {
+  const rarp = Buffer.from(rarpFrame(D));
+  for (const [trunk, heard] of [
+    [{ trunk: [20, 30], native: 10 }, [10, 20, 30]],
+    [{ trunk: [30, 20] }, [20, 30]],
+  ] as const) {
+    const one = new TestSwitch({ vlan: PLAIN });
+    const listeners = [10, 20, 30, 40].map((access, id) => new TestGuest(one, id, { vlan: { access } }));
+    const other = new TestGuest(one, 4, { vlan: { trunk: [20, 30, 40] } });
+    const moved = new TestGuest(one, 5, { vlan: trunk });
+    one.lcore.inject(5, rarp);
+    assert.deepEqual(
+      listeners.map((guest) => guest.received()),
+      [10, 20, 30, 40].map((vid) => (heard.some((one) => one === vid) ? [rarp] : [])),
+    );
+    assert.deepEqual(other.received(), [tagged(rarp, 20), tagged(rarp, 30)]);
+    assert.equal(moved.counters.tx_packets, heard.length);
+    assertCounted(moved);
+  }
+});
+
+test('VLANs: what a guest’s addresses are in each VLAN is known, and can be told to the switch that it goes to', () => {
+  const vlan = { trunk: [20, 30], native: 10 };
+  const [from, to] = [new TestSwitch({ vlan: PLAIN }), new TestSwitch({ vlan: PLAIN })];
+  const guest = new TestGuest(from, 1, { vlan });
+  guest.send(
+    frame(NOBODY, A),
+    tagged(frame(NOBODY, A), 20),
+    tagged(frame(NOBODY, B), 30),
+    tagged(frame(NOBODY, B), 10),
+  );
+  from.settle();
+  const known = from.lcore.known(1);
+  const told = known.map(({ mac, vlan }) => `${Buffer.from(mac).toString('hex')} ${vlan}`).sort();
+  const expected = [
+    `${A.toString('hex')} 0`,
+    `${A.toString('hex')} 20`,
+    `${B.toString('hex')} 0`,
+    `${B.toString('hex')} 30`,
+  ];
+  assert.deepEqual(told, expected);
+  // there the untagged VLAN may be another, and one of the others missing
+  const there = new TestGuest(to, 2, { vlan: { trunk: [20], native: 11 } });
+  to.lcore.learn(2, known);
+  const asked = [11, 20, 30].map((access, id) => new TestGuest(to, 3 + id, { vlan: { access } }));
+  const [fromNative, from20, from30] = asked;
+  const toAB = [frame(A, C), frame(B, C)];
+  fromNative.send(...toAB);
+  to.settle();
+  assert.deepEqual(there.received(), toAB);
+  from20.send(toAB[0]);
+  from30.send(toAB[1]);
+  to.settle();
+  assert.deepEqual(there.received(), [tagged(toAB[0], 20)]);
+  assert.deepEqual(from30.nonZero('tx_drop_'), { tx_drop_alone: 1 });
+  assert.deepEqual(there.nonZero('mac_'), { mac_learned: 3 });
 });

@@ -6,8 +6,6 @@ import type { Workshop } from '../workshop.ts';
 import type { Mode, ModeSettings } from './mode.ts';
 import { putUdpFrame } from './udp-frame.ts';
 
-/** Flows, as many as DPDK's testpmd has by default. */
-export const FLOWS = 1024;
 const SOURCE = 0x0afe0000;
 const FIRST_DEST = 0x0afd0000;
 const SOURCE_PORT = 1000;
@@ -26,21 +24,27 @@ export class FlowGenMode implements Mode {
   /** the headers of flow n lie n times HEAD_BYTES from here on; what follows in a frame is the same for all */
   readonly #headsOff: number;
   readonly #restOff: number;
+  readonly #flows: number;
+  /** how often a packet is there in a row */
+  readonly #copies: number;
   #next = 0;
 
-  constructor(stream: Stream, workshop: Workshop, { burst, txpkts }: ModeSettings) {
+  constructor(stream: Stream, workshop: Workshop, { burst, txpkts, made }: ModeSettings) {
     this.#stream = stream;
     this.#workshop = workshop;
     this.#burst = burst;
     this.#bytes = txpkts.reduce((sum, len) => sum + len, 0);
     this.#head = Math.min(this.#bytes, HEAD_BYTES);
-    this.#headsOff = workshop.alloc(FLOWS * HEAD_BYTES);
+    this.#flows = made.flows;
+    this.#copies = made.clones + 1;
+    this.#headsOff = workshop.allocMuch(made.flows * HEAD_BYTES);
     this.#restOff = workshop.alloc(this.#bytes);
-    const { dv } = workshop.own;
-    for (let flow = 0; flow < FLOWS; flow++)
+    const { dv, u8 } = workshop.own;
+    u8.fill(0, this.#headsOff, this.#headsOff + made.flows * HEAD_BYTES);
+    for (let flow = 0; flow < made.flows; flow++)
       putUdpFrame(dv, this.#headsOff + flow * HEAD_BYTES, this.#bytes, DEST_MAC, SOURCE_MAC, {
         source: SOURCE,
-        dest: FIRST_DEST + flow,
+        dest: (FIRST_DEST + flow) >>> 0,
         sourcePort: SOURCE_PORT,
         destPort: DEST_PORT,
       });
@@ -52,9 +56,16 @@ export class FlowGenMode implements Mode {
     if (received > 0) stream.complete();
     const workshop = this.#workshop;
     const { segments, len, first } = workshop.burst;
+    const flows = this.#flows;
     workshop.clear();
+    let flow = this.#next;
+    let left = 0;
     for (let i = 0; i < this.#burst; i++) {
-      const flow = (this.#next + i) % FLOWS;
+      if (left === 0) {
+        left = this.#copies;
+        flow = (this.#next + i) % flows;
+      }
+      left--;
       workshop.put(i, this.#headsOff + flow * HEAD_BYTES, this.#head);
       if (this.#bytes > this.#head) segments.push(workshop.own.id, this.#restOff, this.#bytes - this.#head);
       len[i] = this.#bytes;
@@ -62,7 +73,7 @@ export class FlowGenMode implements Mode {
     }
     // what was not taken is made again
     const sent = stream.sendAll();
-    this.#next = (this.#next + sent) % FLOWS;
+    this.#next = (this.#next + sent) % flows;
     return received + sent;
   }
 }

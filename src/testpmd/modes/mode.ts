@@ -1,7 +1,7 @@
 /**
  * A forwarding mode at work on one stream.
  */
-import type { ForwardMode, NoisyConfig } from '../engine.ts';
+import type { ForwardMode, MadeConfig, NoisyConfig } from '../engine.ts';
 import type { Stream } from '../stream.ts';
 import type { ThreadTraffic } from '../traffic/traffic-settings.ts';
 import type { Workshop } from '../workshop.ts';
@@ -14,6 +14,9 @@ export interface ModeSettings {
   /** bytes of the segments of a packet that is made */
   readonly txpkts: readonly number[];
   readonly noisy: NoisyConfig;
+  readonly made: MadeConfig;
+  readonly recordBursts: boolean;
+  readonly recordCycles: boolean;
   readonly traffic?: ThreadTraffic;
 }
 

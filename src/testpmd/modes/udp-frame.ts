@@ -3,19 +3,12 @@
  */
 import { checksumOf, onesSum } from '../../net/checksum.ts';
 import { ETH_P_IP, ETHHDR, IPHDR, IPPROTO_UDP, UDPHDR } from '../../uapi/ip.ts';
+import type { Ipv4Flow } from '../engine.ts';
 
 const VERSION_IHL = 0x45;
 const TTL = 64;
 const IP_OFF = ETHHDR.size;
 const UDP_OFF = ETHHDR.size + IPHDR.size;
-
-/** Addresses as 32-bit numbers. */
-export interface Ipv4Flow {
-  readonly source: number;
-  readonly dest: number;
-  readonly sourcePort: number;
-  readonly destPort: number;
-}
 
 /** Writes the headers of a frame of `len` ≥ 42 bytes at `off`. */
 export function putUdpFrame(
