@@ -15,9 +15,9 @@ import { MAIN } from './switch-process.ts';
 const SECONDS = Number(process.env.STEADY_SECONDS ?? 0);
 const RING_SIZE = 256;
 const BURST = 32;
-/** The compiler works by how often a function has run, not by the clock. */
-const WARM_UP_PACKETS = 3_000_000;
+/** The compiler works by how often a function has run, not by the clock: it is done where so many packets bring nothing new, after some rounds at most. */
 const PACKETS = 2_000_000;
+const WARM_UP_ROUNDS = 8;
 const TURNS_PER_SLICE = 256;
 const PATIENCE_MS = 240_000;
 /**
@@ -63,26 +63,27 @@ describe('an lcore at full load', { timeout: 3 * PATIENCE_MS + SECONDS * 1000 },
           return new StaticPort(pairs[0], ram, frames, headerLen);
         });
         for (const port of ports) port.start(false);
-        await drive(ports, WARM_UP_PACKETS, 0);
+        const collections = (text: string) => [...text.matchAll(COLLECTION)].filter(([, isolate]) => isolate !== main);
+        const deopts = (text: string) => [...text.matchAll(DEOPTIMISED)].filter(([, name]) => !NOT_HOT.includes(name));
+        const troubles = (text: string) => [...collections(text), ...deopts(text)].map(([line]) => line);
+        let rounds = 0;
+        for (
+          let from = 0;
+          rounds === 0 || (troubles(running.outputSince(from)).length > 0 && rounds < WARM_UP_ROUNDS);
+          rounds++
+        ) {
+          from = running.outputLen;
+          await drive(ports, PACKETS, 0);
+        }
+        const before = running.outputSince(0);
         const warm = running.outputLen;
         const from = performance.now();
         await drive(ports, PACKETS, SECONDS);
         const seconds = (performance.now() - from) / 1000;
-        const output = running.outputSince(warm);
-        const before = running.outputSince(0).slice(0, warm);
-        const collections = (text: string) => [...text.matchAll(COLLECTION)].filter(([, isolate]) => isolate !== main);
-        const deopts = (text: string) => [...text.matchAll(DEOPTIMISED)].filter(([, name]) => !NOT_HOT.includes(name));
         assert.ok(collections(before).length > 0, 'collections are told of');
         assert.ok(deopts(before).length > 0, 'deoptimisations are told of');
-        t.diagnostic(`${seconds.toFixed(1)} s`);
-        assert.deepEqual(
-          collections(output).map(([line]) => line),
-          [],
-        );
-        assert.deepEqual(
-          deopts(output).map(([line]) => line),
-          [],
-        );
+        t.diagnostic(`${rounds} rounds to warm up, then ${seconds.toFixed(1)} s`);
+        assert.deepEqual(troubles(running.outputSince(warm)), []);
       } finally {
         for (const card of cards) await card.close();
         running.killNow();
