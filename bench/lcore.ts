@@ -3,7 +3,11 @@
  * no kernel; good for comparing versions of the packet path, not for claims.
  *
  *   node bench/lcore.ts [--size 64] [--touch] [--seconds 1] [--rounds 5] [--ports 2] [--ring 256] [--mergeable] [--packed]
- *                      [--in-order] [--core 1]
+ *                      [--in-order] [--core 1] [--idle 0] [--macs N]
+ *
+ * --idle: so many more ports that never send, and what each port without a packet costs a round. --macs: so many addresses, which the
+ * ports send from and to by turns, one packet each; at most as many as the rings have entries. By default a port has one, and a burst is
+ * from one address to another.
  */
 import { openSync } from 'node:fs';
 import { parseArgs } from 'node:util';
@@ -25,6 +29,8 @@ const HEADER_LEN = 12;
 const BUFFER_BYTES = 2048;
 const RAM_BYTES = 64 * 2 ** 20;
 const TURNS_PER_LOOK = 256;
+const IDLE_POLLS = 50_000;
+const IDLE_ROUNDS = 10;
 
 const { values: args } = parseArgs({
   options: {
@@ -38,20 +44,24 @@ const { values: args } = parseArgs({
     packed: { type: 'boolean', default: false },
     'in-order': { type: 'boolean', default: false },
     core: { type: 'string' },
+    idle: { type: 'string', default: '0' },
+    macs: { type: 'string', default: '0' },
   },
 });
 const size = Number(args.size);
 const num = Number(args.ring);
 const nPorts = Number(args.ports);
+const nIdle = Number(args.idle);
+const nMacs = Number(args.macs);
 if (args.core !== undefined) pinThread([Number(args.core)]);
 
 const config = {
   learning: 'dynamic',
   vm2vm: 1,
   macAgeing: 300,
-  macTableSize: 8192,
-  macLimit: 1024,
-  maxPorts: nPorts,
+  macTableSize: 16384,
+  macLimit: 8192,
+  maxPorts: nPorts + nIdle,
 } as const;
 const pool = new WindowPool('wasm');
 const features = featureMask(
@@ -69,7 +79,14 @@ const lcore = new Lcore(config, lcoreCounters, new Caller(new Int32Array(1), 0),
     throw new Error(`port ${port}: vring ${vring}: fault ${fault}`);
   },
 });
-const blocks = Array.from({ length: nPorts }, () => counterBlock(PORT_SLOTS));
+const blocks = Array.from({ length: nPorts + nIdle }, () => counterBlock(PORT_SLOTS));
+
+/** Gives a frame the addresses of its turn. */
+function numbered(frame: Uint8Array, n: number): Uint8Array {
+  const which = nMacs === 0 ? 0 : n % Math.ceil(nMacs / nPorts);
+  for (const at of [2, 8]) frame.set([which >> 8, which & 0xff], at);
+  return frame;
+}
 
 function guest(id: number): StaticPort {
   const ram = new GuestRam([{ guestAddr: 0, size: RAM_BYTES }]);
@@ -85,7 +102,7 @@ function guest(id: number): StaticPort {
     txLayout: { pieces: 'one', indirect: false },
     rxLayout: { pieces: 'one', indirect: false },
   });
-  const frames = Array.from({ length: num }, (_, n) => frameOf(id, (id + 1) % nPorts, size, n));
+  const frames = Array.from({ length: num }, (_, n) => numbered(frameOf(id, (id + 1) % nPorts, size, n), n));
   const port = new StaticPort(pair, ram, frames, HEADER_LEN);
   lcore.addPort(id, blocks[id]);
   const memory = new GuestMemory(pool);
@@ -113,12 +130,24 @@ function guest(id: number): StaticPort {
 }
 
 const ports = Array.from({ length: nPorts }, (_, id) => guest(id));
+for (let id = nPorts; id < nPorts + nIdle; id++) guest(id);
+const idleNs = nIdle === 0 ? undefined : measureIdle();
 for (const port of ports) port.start(args.touch);
 
 /** CPU time of this process, ms: other processes disturb it less than they do the clock. */
 function cpuMs(): number {
   const { user, system } = process.cpuUsage();
   return (user + system) / 1000;
+}
+
+/** @returns ns of CPU time that each port costs a round, when no port sends: the least of some rounds */
+function measureIdle(): number {
+  const ns = Array.from({ length: IDLE_ROUNDS }, () => {
+    const from = cpuMs();
+    for (let i = 0; i < IDLE_POLLS; i++) lcore.poll();
+    return ((cpuMs() - from) * 1e6) / (IDLE_POLLS * (nPorts + nIdle));
+  });
+  return Math.min(...ns);
 }
 
 /** @returns ns of CPU time a packet, over `seconds` */
@@ -141,5 +170,7 @@ const ns = Array.from({ length: Number(args.rounds) }, () => measure(Number(args
 const counters = readCounters(PORT_SLOTS, blocks[0]);
 const lost = counters.tx_packets - counters.tx_forwarded;
 const median = ns[ns.length >> 1];
-const load = { size, touch: args.touch, ports: nPorts, packed: args.packed, inOrder: args['in-order'] };
-process.stdout.write(`${JSON.stringify({ ...load, ns: median, min: ns[0], mpps: 1000 / median, lost })}\n`);
+const load = { size, touch: args.touch, ports: nPorts, packed: args.packed, inOrder: args['in-order'], macs: nMacs };
+process.stdout.write(
+  `${JSON.stringify({ ...load, idle: nIdle, idleNs, ns: median, min: ns[0], mpps: 1000 / median, lost })}\n`,
+);

@@ -26,8 +26,8 @@ export class PollPace {
   readonly #config: PollConfig;
   readonly #counters: Float64Array;
   readonly #maxMs: number;
-  /** until when the time is accounted for */
-  #accounted: number;
+  /** until when the time is accounted for; a field that begins as undefined would hold each new time as an object of its own */
+  #accounted = 0;
   /** how long it may still look on in vain */
   #credit = 0;
   /** how long it has, since there was work */

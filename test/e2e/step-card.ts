@@ -12,7 +12,13 @@ import {
   VHOST_USER_PROTOCOL_F_MQ,
   VHOST_USER_PROTOCOL_F_REPLY_ACK,
 } from '../../src/uapi/vhost-user.ts';
-import { featureMask, hasFeature, VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX } from '../../src/uapi/virtio.ts';
+import {
+  featureMask,
+  hasFeature,
+  VIRTIO_F_IN_ORDER,
+  VIRTIO_F_RING_PACKED,
+  VIRTIO_RING_F_EVENT_IDX,
+} from '../../src/uapi/virtio.ts';
 import { netHeaderSize, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF } from '../../src/uapi/virtio-net.ts';
 import { type MemoryRegion, NO_FD } from '../../src/vhost/vhost-device.ts';
 import { FrontEnd } from '../../src/vhost-user/front-end.ts';
@@ -100,6 +106,7 @@ export class StepCard {
     const { ringSize = 256, maxFrame = 1522, bufferBytes = 2048, txLayout = JOINED, rxLayout = JOINED } = this.options;
     return {
       packed: hasFeature(this.features, VIRTIO_F_RING_PACKED),
+      inOrder: hasFeature(this.features, VIRTIO_F_IN_ORDER),
       eventIdx: hasFeature(this.features, VIRTIO_RING_F_EVENT_IDX),
       headerLen: netHeaderSize(this.features),
       mergeable: hasFeature(this.features, VIRTIO_NET_F_MRG_RXBUF),
