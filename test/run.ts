@@ -9,6 +9,9 @@ import { globSync } from 'node:fs';
 import { probeXdp } from './peers/af-xdp.ts';
 import { ensurePeers } from './peers/packages.ts';
 
+// where Debian has what configures networks and makes file systems; not every user's PATH names it
+process.env.PATH = `${process.env.PATH}:/usr/local/sbin:/usr/sbin:/sbin`;
+
 const words = process.argv.slice(2);
 const files = globSync('test/**/*.test.ts')
   .filter((file) => words.length === 0 || words.some((word) => file.includes(word)))

@@ -189,6 +189,6 @@ async function makeDisk(tree: string, image: string, spareMiB = 16): Promise<voi
   const mib = Math.ceil((bytes * SLACK) / MIB) + spareMiB;
   const part = `${image}.${process.pid}`; // another test file may be at it too
   const options = ['-q', '-t', 'ext4', '-O', '^has_journal', '-E', 'root_owner=0:0', '-d', tree];
-  await runToEnd({ name: 'mke2fs', command: 'mke2fs', args: [...options, part, `${mib}M`] }, BUILD_MS);
+  await runToEnd({ name: 'mke2fs', command: whereIs('mke2fs'), args: [...options, part, `${mib}M`] }, BUILD_MS);
   fs.renameSync(part, image);
 }
