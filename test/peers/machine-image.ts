@@ -93,8 +93,8 @@ async function makePrograms(): Promise<string> {
     fs.symlinkSync('/run', join(tree, 'var/run'));
     fs.writeFileSync(join(tree, 'etc/passwd'), 'root:x:0:0:root:/root:/bin/sh\n');
     fs.writeFileSync(join(tree, 'etc/group'), 'root:x:0:\n');
-    for (const file of files) copy(file, join(tree, file));
-    fs.symlinkSync(process.execPath, join(tree, 'usr/bin/node'));
+    // Node may lie anywhere here, also where the machine mounts something else
+    for (const file of files) copy(file, join(tree, file === process.execPath ? 'usr/bin/node' : file));
     await makeDisk(tree, image);
   } finally {
     removeTempDir(tree);
