@@ -1,4 +1,4 @@
-/** Uplinks on what else Linux calls an interface: a port of a bridge, a bridge, macvlan, VXLAN, a bond. */
+/** Uplinks on what else Linux calls an interface: a port of a bridge, a bridge, macvlan, VXLAN. */
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { RawHost } from '../kit/raw-host.ts';
@@ -113,26 +113,6 @@ const WORLDS: readonly { name: string; type: string; make: (lab: NetLab) => Worl
       }
       const iface = `${home}:vx0`;
       return { iface, host: { netns, far: 'vx0' } };
-    },
-  },
-  {
-    name: 'a bond',
-    type: 'bond',
-    make: (lab) => {
-      const netns = lab.namespace();
-      const cables = [0, 1].map(() => lab.veth({ netns }));
-      const iface = lab.interfaceName();
-      ip('link', 'add', iface, 'type', 'bond', 'mode', 'balance-xor');
-      lab.silence(iface);
-      for (const { near } of cables) {
-        ip('link', 'set', near, 'down');
-        ip('link', 'set', near, 'master', iface);
-      }
-      ip('link', 'set', iface, 'up');
-      ip('-n', netns, 'link', 'add', 'br0', 'up', 'type', 'bridge');
-      // what two addresses send goes by one cable or the other: a host hears them all where both end
-      for (const { far } of cables) ip('-n', netns, 'link', 'set', far, 'master', 'br0');
-      return { iface, host: { netns, far: 'br0' } };
     },
   },
 ];

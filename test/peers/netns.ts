@@ -29,7 +29,7 @@ export function probeNetns(): void {
   }
 }
 
-/** Says why there can be no link of a type here, such as `bond`, or undefined. Throws where nothing may be left out (CI=true). */
+/** Says why there can be no link of a type here, such as `macvlan`, or undefined. Throws where nothing may be left out (CI=true). */
 export function lackingLink(type: string): string | undefined {
   const name = freshName();
   try {
