@@ -85,6 +85,8 @@ export interface VirtioUserOptions {
 }
 
 const PROMPT = 'testpmd> ';
+/** Marks before anything is printed: on both streams, and on standard output. */
+const START = { output: 0, said: 0 };
 
 /** The `--vdev` argument of a virtio_user port; `index` tells ports of one process apart. */
 export function virtioUserPort(index: number, options: VirtioUserOptions): string {
@@ -201,7 +203,7 @@ export class DpdkTestpmd {
       nice: this.options.nice ?? 0,
     });
     try {
-      const printed = await this.prompt(0, 'prompt', timeoutMs);
+      const printed = await this.prompt(START, 'prompt', timeoutMs);
       if (printed.includes('Start ports failed')) throw new Error(`testpmd ${name} starts no ports:\n${printed}`);
       return this;
     } catch (error) {
@@ -213,10 +215,10 @@ export class DpdkTestpmd {
   /** Runs one line of testpmd's command language and returns what it printed. */
   command(line: string, timeoutMs = 10_000): Promise<string> {
     const result = this.turn.then(async () => {
-      const mark = this.process.outputLen;
+      const mark = { output: this.process.outputLen, said: this.process.saidLen };
       this.process.write(`${line}\n`);
       const output = await this.prompt(mark, `prompt after "${line}"`, timeoutMs);
-      const printed = output.slice(output.indexOf('\n') + 1, output.indexOf(PROMPT)); // without the line's echo
+      const printed = output.slice(output.indexOf('\n') + 1).split(PROMPT)[0]; // without the line's echo
       if (/^(Bad arguments|Command not found|Ambiguous command|Incomplete command)/m.test(printed)) {
         throw new Error(`testpmd ${this.options.name}: "${line}": ${printed.trim()}`);
       }
@@ -308,10 +310,10 @@ export class DpdkTestpmd {
     return this.process_;
   }
 
-  private async prompt(mark: number, what: string, timeoutMs: number): Promise<string> {
-    // not at the end: messages of other threads may follow it
-    await this.process.waitUntil(what, () => this.process.outputSince(mark).includes(PROMPT), timeoutMs);
-    return this.process.outputSince(mark);
+  private async prompt(mark: typeof START, what: string, timeoutMs: number): Promise<string> {
+    // not at the end: messages of other threads may follow it, and those of the other stream may get into it
+    await this.process.waitUntil(what, () => this.process.saidSince(mark.said).includes(PROMPT), timeoutMs);
+    return this.process.outputSince(mark.output);
   }
 
   private arguments(): string[] {

@@ -67,6 +67,27 @@ export interface PeerProcessOptions {
   unbuffered?: boolean;
 }
 
+/** Text that grows, of which the last part is kept. */
+class Tail {
+  text = '';
+  private dropped = 0;
+
+  add(data: string): void {
+    this.text += data;
+    if (this.text.length <= 2 * OUTPUT_KEPT) return;
+    this.dropped += this.text.length - OUTPUT_KEPT;
+    this.text = this.text.slice(-OUTPUT_KEPT);
+  }
+
+  get length(): number {
+    return this.dropped + this.text.length;
+  }
+
+  since(mark: number): string {
+    return this.text.slice(Math.max(0, mark - this.dropped));
+  }
+}
+
 /** A running program whose output is collected. It dies with the harness, even when that is killed (PDEATHSIG). */
 export class PeerProcess {
   readonly name: string;
@@ -76,8 +97,8 @@ export class PeerProcess {
   /** How the program ended, in words; undefined while it runs. */
   endedHow: string | undefined;
   private readonly child: ChildProcess;
-  private text = '';
-  private dropped = 0;
+  private readonly printed = new Tail();
+  private readonly said = new Tail();
 
   constructor(options: PeerProcessOptions) {
     this.name = options.name;
@@ -105,31 +126,33 @@ export class PeerProcess {
     });
     this.child.stdin?.on('error', () => {}); // it ended: `ended` tells
     for (const stream of [this.child.stdout, this.child.stderr]) {
-      stream?.setEncoding('utf8').on('data', (data: string) => this.collect(data));
+      stream?.setEncoding('utf8').on('data', (data: string) => this.printed.add(data));
     }
-  }
-
-  private collect(data: string): void {
-    this.text += data;
-    if (this.text.length > 2 * OUTPUT_KEPT) {
-      this.dropped += this.text.length - OUTPUT_KEPT;
-      this.text = this.text.slice(-OUTPUT_KEPT);
-    }
+    this.child.stdout?.on('data', (data: string) => this.said.add(data));
   }
 
   /** How many characters it has printed so far, on both streams: a mark for {@link outputSince}. */
   get outputLen(): number {
-    return this.dropped + this.text.length;
+    return this.printed.length;
   }
 
   /** What it printed after a mark, as far as it is kept. */
   outputSince(mark: number): string {
-    return this.text.slice(Math.max(0, mark - this.dropped));
+    return this.printed.since(mark);
+  }
+
+  /** The same of its standard output alone, whose lines nothing else gets into. */
+  get saidLen(): number {
+    return this.said.length;
+  }
+
+  saidSince(mark: number): string {
+    return this.said.since(mark);
   }
 
   /** The last lines it printed. */
   lastLines(count = 20): string {
-    return lastLines(this.text, count);
+    return lastLines(this.printed.text, count);
   }
 
   /** Writes to its standard input. */
